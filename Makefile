@@ -1,0 +1,48 @@
+# make repro : MNIST → VAE → evaluation → MLflow.   make test : every test.   make : this list.
+# Every target first makes .venv from the hash-pinned lock; that is a no-op when it is current.
+PYTHON ?= python3
+VENV   ?= $(CURDIR)/.venv
+PORT   ?= 5000
+
+export PATH := $(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help setup install lock repro test check format ui
+
+help:           ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ →/' | column -t -s '→'
+
+setup:          ## .venv from requirements.lock
+	@cmp -s requirements.lock "$(VENV)/requirements.lock" || $(MAKE) --no-print-directory install
+
+# The copy of the lock is written last: a half-made .venv never counts as current.
+install:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed ($(PYTHON) is older): make PYTHON=/path/to/python3 ..." >&2; exit 2; }
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(VENV)/bin/python" -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	@cp requirements.lock "$(VENV)/requirements.lock"
+
+lock:           ## requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --all-extras --python-version 3.11 \
+	  --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+repro: setup    ## download → train → evaluate → log
+	dvc repro
+
+test: setup     ## every test
+	python -m pytest
+
+check: setup    ## format, lint, types, import contract
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+format: setup   ## mend what `make check` can mend by itself
+	ruff format .
+	ruff check --fix .
+
+ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pictures
+	@echo "Open http://127.0.0.1:$(PORT) — end with Ctrl-C"
+	mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

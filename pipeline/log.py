@@ -1,0 +1,87 @@
+"""Stage `log`: mirror what the other stages wrote to one MLflow run."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from pipeline.errors import run
+from pipeline.params import Params, load_params
+from pipeline.tracking import Execution, Picture, log_execution
+
+MODEL = Path("data/model/vae.safetensors")
+HISTORY = Path("reports/history.csv")
+METRICS = Path("reports/metrics.json")
+SAMPLES = Path("reports/samples")
+LOGGED = Path("data/logged")
+PICTURES = (Path("reports/generated.png"), Path("reports/reconstructed.png"))
+
+
+def main() -> None:
+    """Read what the stages wrote and make an MLflow run of it."""
+    params = load_params()
+    execution = Execution(
+        name=os.environ.get("DVC_EXP_NAME") or short_name(params),
+        params=params.model_dump(),
+        tags=identity(),
+        history=read_history(HISTORY),
+        metrics=flat(json.loads(METRICS.read_text(encoding="utf-8"))),
+        pictures=sample_pictures(SAMPLES),
+        files=((MODEL, "model"), *((path, "reports") for path in (HISTORY, METRICS, *PICTURES))),
+    )
+    run_id = log_execution(execution, root=Path(os.environ.get("DVC_ROOT", ".")).resolve())
+    # Always the same bytes: that it is there says that what is here has been logged. A run's id would be another
+    # experiment's as soon as that experiment was restored or applied.
+    LOGGED.write_text("What data/ and reports/ hold here is in MLflow.\n", encoding="utf-8")
+    print(f"log: MLflow run {execution.name} ({run_id})")
+    print("log: `make ui` shows it; `dvc exp run -S z_dim=2` makes another to compare with it")
+
+
+def short_name(params: Params) -> str:
+    """A run's name where no DVC experiment gives it one."""
+    return f"z{params.z_dim}-h{params.h_dim}x{params.h_layers}-{params.activation}-e{params.num_epochs}-s{params.seed}"
+
+
+def identity() -> dict[str, str]:
+    """Where this execution stands in git and DVC, as MLflow tags."""
+    experiment = os.environ.get("DVC_EXP_NAME")
+    # HEAD of an experiment's own checkout is a commit that nobody else has; its baseline is in the repository.
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or head()
+    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "dvc exp run" if experiment else "dvc repro"}
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+    if experiment:
+        tags |= {"dvc.exp_name": experiment, "dvc.restore": f"dvc exp apply {experiment}"}
+    return tags
+
+
+def head() -> str | None:
+    """The commit that is checked out, or None outside git."""
+    git = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, check=False)
+    return git.stdout.strip() or None
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """One record an epoch, each float equal to the one that was written."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """{"test": {"kl": 25.0}} → {"test/kl": 25.0}."""
+    return {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}
+
+
+def sample_pictures(folder: Path) -> list[Picture]:
+    """`NAME-epoch-0010.png` → the picture of NAME at step 10, in the order of epochs."""
+    found = [(re.fullmatch(r"(.+)-epoch-(\d+)\.png", path.name), path) for path in folder.iterdir()]
+    return sorted(
+        (Picture(match[1], int(match[2]), path) for match, path in found if match),
+        key=lambda p: (p.step, p.key),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

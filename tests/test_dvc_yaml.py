@@ -1,0 +1,103 @@
+"""dvc.yaml is a promise: DVC reruns a stage only for the deps and params it names. Here it is held to the code."""
+
+import ast
+import csv
+from pathlib import Path
+
+import grimp
+import pytest
+import yaml
+
+from pipeline.params import Params
+
+ROOT = Path(__file__).parents[1]
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+STAGES = DVC["stages"]
+GRAPH = grimp.build_graph("pipeline", cache_dir=None)
+
+
+def entries(stage: str, *sections: str) -> set[str]:
+    """The names under these sections, with or without options."""
+    found = [entry for section in sections for entry in STAGES[stage].get(section, [])]
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in found}
+
+
+def tree(stage: str) -> ast.Module:
+    return ast.parse((ROOT / "pipeline" / f"{stage}.py").read_text(encoding="utf-8"))
+
+
+def imported(stage: str) -> set[str]:
+    """Every file of this project that `python -m pipeline.STAGE` imports, directly or not, packages aside."""
+    modules = {f"pipeline.{stage}", *GRAPH.find_upstream_modules(f"pipeline.{stage}")}
+    paths = {Path(*module.split(".")).with_suffix(".py") for module in modules}
+    return {path.as_posix() for path in paths if (ROOT / path).exists()}
+
+
+def touched(stage: str) -> set[str]:
+    """The data that the stage's module names: its `NAME = Path("…")` constants, lists of them included."""
+    calls = [node for node in ast.walk(tree(stage)) if isinstance(node, ast.Call)]
+    paths = [call.args[0] for call in calls if getattr(call.func, "id", "") == "Path" and call.args]
+    return {arg.value for arg in paths if isinstance(arg, ast.Constant)}
+
+
+def read_keys(stage: str) -> set[str]:
+    """The keys of params.yaml that the stage's module reads, as `params.KEY`, or all of them through model_dump()."""
+    nodes = list(ast.walk(tree(stage)))
+    uses = [node for node in nodes if isinstance(node, ast.Name) and node.id == "params"]
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute) and node.value in uses]
+    keys = {attribute.attr for attribute in attributes}
+    return set(Params.model_fields) if "model_dump" in keys else keys
+
+
+def test_the_stages_are_the_verbs_in_order():
+    assert list(STAGES) == ["download", "train", "evaluate", "log"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_described_and_is_one_plain_command(stage):
+    assert STAGES[stage]["desc"]
+    assert STAGES[stage]["cmd"] == f"python -m pipeline.{stage}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_code_among_a_stages_deps_is_what_it_imports(stage):
+    assert {dep for dep in entries(stage, "deps") if dep.endswith(".py")} == imported(stage)
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "log"])
+def test_the_data_among_a_stages_deps_and_outs_is_what_it_names(stage):
+    data = {dep for dep in entries(stage, "deps", "outs", "metrics", "plots") if not dep.endswith(".py")}
+    assert data == touched(stage)
+
+
+def test_download_declares_its_output_and_its_sums():
+    assert entries("download", "outs") == {"data/raw"} <= touched("download")
+    assert "pipeline/mnist.sha256" in entries("download", "deps")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_params_are_the_keys_it_reads(stage):
+    declared = entries(stage, "params")
+    if declared == {"params.yaml"}:  # the whole file
+        declared = set(Params.model_fields)
+    assert declared == read_keys(stage)
+
+
+def test_an_output_of_one_stage_is_a_dep_of_a_later_one_or_read_by_people():
+    outs = {out for stage in STAGES for out in entries(stage, "outs", "metrics", "plots")}
+    deps = {dep for stage in STAGES for dep in entries(stage, "deps")}
+    assert outs - deps == {"data/logged"}
+
+
+def test_packages_hold_no_code_that_deps_would_miss():
+    for path in (ROOT / "pipeline").rglob("__init__.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body), path
+
+
+def test_plots_show_columns_that_the_history_has():
+    with (ROOT / "reports" / "history.csv").open(encoding="utf-8") as file:
+        header = next(csv.reader(file))
+    for plot in DVC["plots"]:
+        (definition,) = plot.values()
+        assert {definition["x"], *definition["y"]["reports/history.csv"]} <= set(header)
