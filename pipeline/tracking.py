@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-# Before the import, which reads them: no usage data is sent, and a server that is away costs seconds, not minutes.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by the import
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -58,6 +55,9 @@ def log_execution(execution: Execution, root: Path) -> str:
     The run ends FINISHED when everything is there, FAILED when something could not be written.
     Raises InputError with one line where the store cannot be used.
     """
+    # A server that is away costs seconds; MLflow's own patience is four minutes a call, or twenty.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
     try:
         client, experiment_id = _open(uri, root)

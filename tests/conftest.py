@@ -2,16 +2,20 @@
 
 import hashlib
 import os
+import re
+import shutil
 import struct
 from pathlib import Path
 
 import pytest
 
-from pipeline.download import fetch, read_sums, sources
+from pipeline.download import fetch, read_sums
+from pipeline.mirrors import sources
 from pipeline.vae.mnist import load_images
 
 ROOT = Path(__file__).parents[1]
 SUMS = ROOT / "pipeline" / "mnist.sha256"
+SMALL = {"val_size": 100, "h_dim": 32, "z_dim": 4, "num_epochs": 3, "sample_every": 2}
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +47,23 @@ def small_mnist(mnist, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_images(small_mnist):
     return load_images(small_mnist, "train")
+
+
+@pytest.fixture
+def workplace(tmp_path, small_mnist, monkeypatch) -> Path:
+    """A working directory as DVC hands it to a stage: data/raw and a params.yaml for a training of seconds."""
+    shutil.copytree(small_mnist, tmp_path / "data" / "raw")
+    set_params(tmp_path, SMALL, source=ROOT / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+def set_params(folder: Path, changes: dict[str, object], source: Path | None = None) -> None:
+    """Change lines of `folder`/params.yaml as an editor would, comments and all else kept."""
+    text = (source or folder / "params.yaml").read_text(encoding="utf-8")
+    for key, value in changes.items():
+        text, count = re.subn(rf"^{key}: *[^ #]+", f"{key}: {value}", text, flags=re.MULTILINE)
+        assert count == 1, key
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
