@@ -34,19 +34,10 @@ def main() -> None:
     # From the end of the file: the same images in every run, and held out unless val_size is 0.
     shown = images[-32:]
 
-    model = VAE(
-        x_dim=PIXELS,
-        h_dim=params.h_dim,
-        z_dim=params.z_dim,
-        h_layers=params.h_layers,
-        activation=params.activation,
-    )
-    model.reset_parameters(generator(params.seed, "init"))
-    model.to(device)
-
     SAMPLES.mkdir(parents=True, exist_ok=True)
-    history: list[Record] = []
     print(f"train: {len(train)} images, {len(val)} held out, on {device}")
+    model = new_model(params).to(device)
+    history: list[Record] = []
     records = fit(
         model, train, val,
         num_epochs=params.num_epochs, batch_size=params.batch_size,
@@ -56,7 +47,7 @@ def main() -> None:
         for record in progress:
             history.append(record)
             progress.set_postfix_str(losses(record))
-            if not math.isfinite(record["train/neg_elbo"]):
+            if not all(map(math.isfinite, record.values())):
                 raise InputError(
                     f"train: the loss is not finite in epoch {record['epoch']}: "
                     f"lower learning_rate in params.yaml (it is {params.learning_rate})"
@@ -69,6 +60,19 @@ def main() -> None:
     save_model(model, MODEL, configuration(params))
     write_history(history)
     print(f"train: wrote {MODEL}, {HISTORY} and {SAMPLES}/")
+
+
+def new_model(params: Params) -> VAE:
+    """The VAE that the parameters describe, initialized."""
+    model = VAE(
+        x_dim=PIXELS,
+        h_dim=params.h_dim,
+        z_dim=params.z_dim,
+        h_layers=params.h_layers,
+        activation=params.activation,
+    )
+    model.reset_parameters(generator(params.seed, "init"))
+    return model
 
 
 def configuration(params: Params) -> dict[str, str | int | float]:

@@ -1,0 +1,171 @@
+"""The whole pipeline as a person runs it: DVC and MLflow for real, in a repository of its own, on a small subset."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL, set_params
+from mlflow import MlflowClient
+
+STAGES = ["download", "train", "evaluate", "log"]
+REPORTS = ["generated.png", "history.csv", "metrics.json", "reconstructed.png", "samples"]
+
+
+class Repo:
+    """A git repository with the project in it, as a clone would be, and what a person may type there."""
+
+    def __init__(self, root: Path, mirror: Path) -> None:
+        self.root = root
+        self.mirror = mirror
+
+    def run(self, *command: str, ok: bool = True) -> str:
+        """Run a command in the repository; its output, or an assertion with it where it did not end as expected."""
+        keep = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+        git = {f"GIT_{who}_{what}": "x@y.z" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            command, cwd=self.root, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**keep, **git, "PATH": path, "MNIST_MIRROR": str(self.mirror)},
+        )  # fmt: skip
+        assert (done.returncode == 0) is ok, done.stdout
+        return done.stdout
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "x")
+
+    def set(self, **changes: object) -> None:
+        set_params(self.root, changes)
+
+    def metrics(self) -> dict[str, float]:
+        return json.loads((self.root / "reports" / "metrics.json").read_text())["test"]
+
+    def runs(self) -> dict[str, object]:
+        """Every MLflow run of the repository by its name."""
+        client = MlflowClient(tracking_uri=f"sqlite:///{self.root / 'mlflow.db'}")
+        found = client.search_runs([client.get_experiment_by_name("mnist-vae").experiment_id])
+        assert len({run.info.run_name for run in found}) == len(found), "two runs of one name"
+        return {run.info.run_name: run for run in found}
+
+
+def started(output: str) -> list[str]:
+    return re.findall(r"^Running stage '(\w+)'", output, flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory, small_mnist) -> Repo:
+    """The project as it stands here, with the small subset's sums in place of MNIST's, after `dvc repro`."""
+    root = tmp_path_factory.mktemp("origin")
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    shutil.copy(small_mnist / "mnist.sha256", root / "pipeline" / "mnist.sha256")
+    repo = Repo(root, small_mnist)
+    repo.set(**SMALL)
+    repo.run("git", "init", "-q")
+    repo.commit()
+    assert started(repo.run("dvc", "repro")) == STAGES
+    repo.commit()
+    return repo
+
+
+@pytest.fixture
+def repo(origin, tmp_path) -> Repo:
+    """A copy of `origin` to change, its DVC cache and MLflow store left behind: a fresh clone after `dvc repro`."""
+    origin.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
+    return Repo(tmp_path / "clone", origin.mirror)
+
+
+def test_repro_leaves_everything_up_to_date(origin):
+    assert "Data and pipelines are up to date" in origin.run("dvc", "status")
+    assert started(origin.run("dvc", "repro")) == []
+    assert origin.run("git", "status", "--porcelain") == ""
+    assert sorted(path.name for path in (origin.root / "reports").iterdir()) == REPORTS
+
+
+def test_experiments_become_runs_beside_the_one_of_repro(origin):
+    """In the workspace, and in a folder of its own that is gone afterwards."""
+    baseline = origin.metrics()
+    assert started(origin.run("dvc", "exp", "run", "-n", "narrow", "-S", "z_dim=2")) == STAGES[1:]
+    narrow = origin.metrics()
+    assert narrow["kl"] != baseline["kl"]
+    assert started(origin.run("dvc", "exp", "run", "--temp", "-n", "slow", "-S", "learning_rate=1e-5")) == STAGES[1:]
+
+    runs = origin.runs()
+    assert set(runs) == {"z4-h32x1-relu-e3-s0", "narrow", "slow"}
+    assert {name: run.data.params["z_dim"] for name, run in runs.items()}.items() >= {"narrow": "2"}.items()
+    assert runs["slow"].data.params["learning_rate"] == "1e-05"
+    for name, metrics in (("z4-h32x1-relu-e3-s0", baseline), ("narrow", narrow)):
+        assert {f"test/{key}": value for key, value in metrics.items()}.items() <= runs[name].data.metrics.items()
+    for run in runs.values():
+        assert run.info.status == "FINISHED"
+        # under the root of the repository, whatever folder the experiment ran in
+        artifacts = origin.root / "mlartifacts" / run.info.run_id / "artifacts"
+        assert run.info.artifact_uri == artifacts.as_uri()
+        assert (artifacts / "model" / "vae.safetensors").stat().st_size > 50_000
+        assert len(list((artifacts / "images").glob("*.png"))) == 4
+    shown = json.loads(origin.run("dvc", "exp", "show", "--json"))
+    assert "narrow" in json.dumps(shown) and "slow" in json.dumps(shown)
+
+    # Back on the baseline nothing is trained again, and nothing new is logged.
+    origin.run("git", "checkout", "-q", ".")
+    assert started(origin.run("dvc", "repro")) == []
+    assert origin.metrics() == baseline and len(origin.runs()) == 3
+
+
+def test_a_fresh_clone_gets_its_model_and_its_run(repo):
+    """dvc.lock is committed and its results come out the same: the clone still has to be logged."""
+    assert started(repo.run("dvc", "repro")) == ["download", "train", "log"]
+    assert repo.run("git", "status", "--porcelain") == "", "the clone's bytes differ from the committed ones"
+    assert set(repo.runs()) == {"z4-h32x1-relu-e3-s0"}
+    assert started(repo.run("dvc", "repro")) == []
+
+
+def test_a_bad_parameter_costs_no_result(origin):
+    """DVC clears a stage's outputs before it runs it; with the line mended they come back without training."""
+    files = {path: path.read_bytes() for path in origin.root.rglob("*") if path.is_relative_to(origin.root / "reports")
+             and path.is_file()}  # fmt: skip
+    model = (origin.root / "data/model/vae.safetensors").read_bytes()
+    for change in ({"z_dim": 0}, {"learning_rate": ".nan"}, {"device": "cuda:99"}):
+        origin.set(**change)
+        output = origin.run("dvc", "repro", ok=False)
+        (key,) = change
+        assert f"\nparams.yaml: {key}: " in output and "Traceback" not in output and "exited with 2" in output
+        origin.run("git", "checkout", "-q", "params.yaml")
+        assert started(origin.run("dvc", "repro")) == []
+        assert {path: path.read_bytes() for path in files} == files
+        assert (origin.root / "data/model/vae.safetensors").read_bytes() == model
+
+
+def test_an_unknown_key_is_found_although_no_stage_reads_it(origin):
+    path = origin.root / "params.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + "beta: 4\n", encoding="utf-8")
+    try:
+        assert "params.yaml: beta: is not a known key" in origin.run("dvc", "repro", ok=False)
+    finally:
+        origin.run("git", "checkout", "-q", "params.yaml")
+    assert started(origin.run("dvc", "repro")) == ["log"]
+
+
+def test_what_dvc_shows_a_person(origin, tmp_path):
+    """Metrics and parameters are compared by name, curves and pictures are in the plots."""
+    origin.run("dvc", "exp", "run", "--temp", "-n", "wide", "-S", "z_dim=8")
+    assert re.search(r"test\.neg_elbo +[\d.]+ +[\d.]+ +-?[\d.]+", origin.run("dvc", "metrics", "diff", "HEAD", "wide"))
+    assert re.search(r"z_dim +4 +8", origin.run("dvc", "params", "diff", "HEAD", "wide"))
+    origin.run("dvc", "plots", "diff", "HEAD", "wide", "-o", str(tmp_path))
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for shown in ("train/neg_elbo", "val/neg_elbo", "train/kl", "generated.png", "reconstructed-epoch-0003.png"):
+        assert shown in page
+
+
+def test_every_desc_is_in_the_list_of_stages(origin):
+    listed = origin.run("dvc", "stage", "list")
+    assert [line.split()[0] for line in listed.splitlines()] == STAGES
