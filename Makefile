@@ -1,4 +1,4 @@
-# make repro : MNIST → VAE → evaluation → MLflow.   make test : every test.   make : this list.
+# make repro: MNIST → VAE → evaluation → MLflow.  make test: every test.  make: what else there is.
 # Every target first makes .venv from the hash-pinned lock; that is a no-op when it is current.
 PYTHON ?= python3
 VENV   ?= $(CURDIR)/.venv
@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: help setup install lock repro test check format ui
 
 help:           ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ →/' | column -t -s '→'
+	@awk -F ':.*## *' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:          ## .venv from requirements.lock
 	@cmp -s requirements.lock "$(VENV)/requirements.lock" || $(MAKE) --no-print-directory install
@@ -27,7 +27,9 @@ lock:           ## requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --all-extras --python-version 3.11 \
 	  --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
+# DVC clears a stage's outputs before it runs it: a wrong line in params.yaml is better found before that.
 repro: setup    ## download → train → evaluate → log
+	@python -c "from pipeline import errors, params; errors.run(params.load_params)"
 	dvc repro
 
 test: setup     ## every test
