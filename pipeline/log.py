@@ -16,7 +16,8 @@ HISTORY = Path("reports/history.csv")
 METRICS = Path("reports/metrics.json")
 SAMPLES = Path("reports/samples")
 LOGGED = Path("data/logged")
-PICTURES = (Path("reports/generated.png"), Path("reports/reconstructed.png"))
+GENERATED = Path("reports/generated.png")
+RECONSTRUCTED = Path("reports/reconstructed.png")
 
 
 def main() -> None:
@@ -28,8 +29,8 @@ def main() -> None:
         tags=identity(),
         history=read_history(HISTORY),
         metrics=flat(json.loads(METRICS.read_text(encoding="utf-8"))),
-        pictures=sample_pictures(SAMPLES),
-        files=((MODEL, "model"), *((path, "reports") for path in (HISTORY, METRICS, *PICTURES))),
+        pictures=[*final_pictures(), *sample_pictures(SAMPLES)],
+        files=[(MODEL, "model"), *((path, "reports") for path in (HISTORY, METRICS, GENERATED, RECONSTRUCTED))],
     )
     run_id = log_execution(execution, root=Path(os.environ.get("DVC_ROOT", ".")).resolve())
     # Always the same bytes: that it is there says that what is here has been logged. A run's id would be another
@@ -74,13 +75,16 @@ def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
     return {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}
 
 
+def final_pictures() -> list[Picture]:
+    """What `evaluate` drew, at step 0: where the UI's slider stands when a run is opened."""
+    return [Picture("test/generated", 0, GENERATED), Picture("test/reconstructed", 0, RECONSTRUCTED)]
+
+
 def sample_pictures(folder: Path) -> list[Picture]:
-    """`NAME-epoch-0010.png` → the picture of NAME at step 10, in the order of epochs."""
+    """`NAME-epoch-0010.png` → the picture of samples/NAME at step 10, in the order of epochs."""
     found = [(re.fullmatch(r"(.+)-epoch-(\d+)\.png", path.name), path) for path in folder.iterdir()]
-    return sorted(
-        (Picture(match[1], int(match[2]), path) for match, path in found if match),
-        key=lambda p: (p.step, p.key),
-    )
+    pictures = [Picture(f"samples/{match[1]}", int(match[2]), path) for match, path in found if match]
+    return sorted(pictures, key=lambda picture: (picture.step, picture.key))
 
 
 if __name__ == "__main__":

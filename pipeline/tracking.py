@@ -8,6 +8,7 @@ deleted. `MLFLOW_TRACKING_URI` names another store.
 import getpass
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def log_execution(execution: Execution, root: Path) -> str:
     try:
         client, experiment_id = _open(uri, root)
         run_id: str = client.create_run(
-            experiment_id, run_name=execution.name, tags={"mlflow.user": getpass.getuser(), **execution.tags}
+            experiment_id, run_name=execution.name, tags={"mlflow.user": _user(), **execution.tags}
         ).info.run_id
         try:
             _fill(client, run_id, execution)
@@ -71,7 +72,8 @@ def log_execution(execution: Execution, root: Path) -> str:
             raise
         client.set_terminated(run_id, "FINISHED")
     except MlflowException as error:
-        raise InputError(f"log: MLflow's store cannot be used: {' '.join(str(error).split())[:200]}") from error
+        said = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))  # a URL may hold a password
+        raise InputError(f"log: MLflow's store cannot be used: {said[:200]}") from error
     return run_id
 
 
@@ -90,6 +92,13 @@ def _open(uri: str, root: Path) -> tuple[MlflowClient, str]:
         # Without the tag the UI opens the experiment in its view for language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return client, client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
 
 
 def _fill(client: MlflowClient, run_id: str, execution: Execution) -> None:

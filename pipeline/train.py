@@ -37,6 +37,7 @@ def main() -> None:
     SAMPLES.mkdir(parents=True, exist_ok=True)
     print(f"train: {len(train)} images, {len(val)} held out, on {device}")
     model = new_model(params).to(device)
+    save_samples(model, shown, epoch=0)  # untrained: where the MLflow UI's slider begins
     history: list[Record] = []
     records = fit(
         model, train, val,

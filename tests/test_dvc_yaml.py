@@ -6,12 +6,12 @@ from pathlib import Path
 
 import grimp
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from pipeline.params import Params
 
 ROOT = Path(__file__).parents[1]
-DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = DVC["stages"]
 GRAPH = grimp.build_graph("pipeline", cache_dir=None)
 

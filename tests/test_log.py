@@ -51,7 +51,8 @@ def test_a_run_holds_what_the_files_say(finished, monkeypatch):
         copy = artifacts / ("model" if "model" in path else "reports") / Path(path).name
         assert copy.read_bytes() == Path(path).read_bytes()
     shown = sorted(path.name.split("+timestamp")[0] for path in (artifacts / "images").glob("*.png"))
-    assert shown == [f"{key}+step+{step}" for key in ("generated", "reconstructed") for step in (2, 3)]
+    steps = [("samples", 0), ("samples", 2), ("samples", 3), ("test", 0)]
+    assert shown == sorted(f"{of}~{key}+step+{step}" for of, step in steps for key in ("generated", "reconstructed"))
 
 
 def test_without_an_experiment_the_name_says_the_configuration(finished, capsys):
@@ -68,16 +69,17 @@ def test_no_path_or_host_of_this_machine_stands_in_a_tag(finished):
     assert str(Path.home()) not in tags and str(finished) not in tags and socket.gethostname() not in tags
 
 
-def test_a_server_that_is_away_is_one_line_within_seconds(finished, monkeypatch):
+def test_a_server_that_is_away_is_one_line_within_seconds_and_no_password_is_told(finished, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:s3cr3t@127.0.0.1:{port}")
     start = time.monotonic()
     with pytest.raises(InputError) as caught:
         log.main()
     assert time.monotonic() - start < 30
     assert str(caught.value).startswith("log: MLflow's store cannot be used") and "\n" not in str(caught.value)
+    assert "s3cr3t" not in str(caught.value)
     assert not Path("data/logged").exists()
 
 

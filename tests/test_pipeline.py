@@ -111,7 +111,7 @@ def test_experiments_become_runs_beside_the_one_of_repro(origin):
         artifacts = origin.root / "mlartifacts" / run.info.run_id / "artifacts"
         assert run.info.artifact_uri == artifacts.as_uri()
         assert (artifacts / "model" / "vae.safetensors").stat().st_size > 50_000
-        assert len(list((artifacts / "images").glob("*.png"))) == 4
+        assert len(list((artifacts / "images").glob("*.png"))) == 8
     shown = json.loads(origin.run("dvc", "exp", "show", "--json"))
     assert "narrow" in json.dumps(shown) and "slow" in json.dumps(shown)
 
