@@ -21,7 +21,9 @@ def outputs() -> dict[str, str]:
 
 def test_it_writes_what_it_declares(workplace):
     train.main()
-    samples = [f"reports/samples/{kind}-epoch-{n:04d}.png" for kind in ("generated", "reconstructed") for n in (0, 2, 3)]
+    samples = [
+        f"reports/samples/{kind}-epoch-{n:04d}.png" for kind in ("generated", "reconstructed") for n in (0, 2, 3)
+    ]
     assert list(outputs()) == ["data/model/vae.safetensors", "reports/history.csv", *samples]
 
     with Path("reports/history.csv").open(encoding="utf-8") as file:
