@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= $(CURDIR)/.venv
 PORT   ?= 5000
 
+# For what dvc starts. The tools themselves are named with their path, since the make of macOS would look for them
+# in the PATH it was started with.
 export PATH := $(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -29,22 +31,24 @@ lock:           ## requirements.lock anew from pyproject.toml (needs uv)
 
 # DVC clears a stage's outputs before it runs it: a wrong line in params.yaml is better found before that.
 repro: setup    ## download → train → evaluate → log
-	@python -c "from pipeline import errors, params; errors.run(params.load_params)"
-	dvc repro
+	@"$(VENV)/bin/python" -c "from pipeline import errors, params; errors.run(params.load_params)"
+	"$(VENV)/bin/dvc" repro
 
 test: setup     ## every test
-	python -m pytest
+	"$(VENV)/bin/python" -m pytest
 
 check: setup    ## format, lint, types, import contract
-	ruff format --check .
-	ruff check .
-	mypy
-	lint-imports
+	"$(VENV)/bin/ruff" format --check .
+	"$(VENV)/bin/ruff" check .
+	"$(VENV)/bin/mypy"
+	"$(VENV)/bin/lint-imports"
 
 format: setup   ## mend what `make check` can mend by itself
-	ruff format .
-	ruff check --fix .
+	"$(VENV)/bin/ruff" format .
+	"$(VENV)/bin/ruff" check --fix .
 
 ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pictures
-	@echo "Open http://127.0.0.1:$(PORT) — end with Ctrl-C"
-	mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	@case "$$MLFLOW_TRACKING_URI" in http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names"; exit;; esac; \
+	echo "Open http://127.0.0.1:$(PORT), experiment mnist-vae; end with Ctrl-C"; \
+	exec "$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

@@ -1,15 +1,18 @@
 """Stage `log`: mirror what the other stages wrote to one MLflow run."""
 
 import csv
+import hashlib
 import json
+import math
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from pipeline.errors import run
 from pipeline.params import Params, load_params
-from pipeline.tracking import Execution, Picture, log_execution
+from pipeline.tracking import Execution, Picture, StoreError, log_execution
 
 MODEL = Path("data/model/vae.safetensors")
 HISTORY = Path("reports/history.csv")
@@ -32,12 +35,16 @@ def main() -> None:
         pictures=[*final_pictures(), *sample_pictures(SAMPLES)],
         files=[(MODEL, "model"), *((path, "reports") for path in (HISTORY, METRICS, GENERATED, RECONSTRUCTED))],
     )
-    run_id = log_execution(execution, root=Path(os.environ.get("DVC_ROOT", ".")).resolve())
-    # Always the same bytes: that it is there says that what is here has been logged. A run's id would be another
-    # experiment's as soon as that experiment was restored or applied.
-    LOGGED.write_text("What data/ and reports/ hold here is in MLflow.\n", encoding="utf-8")
-    print(f"log: MLflow run {execution.name} ({run_id})")
-    print("log: `make ui` shows it; `dvc exp run -S z_dim=2` makes another to compare with it")
+    try:
+        run_id = log_execution(execution, root=Path(os.environ.get("DVC_ROOT", ".")).resolve())
+        print(f"log: MLflow run {execution.name} ({run_id})")
+        print("log: `make ui` shows it; `dvc exp run -S z_dim=2` makes another to compare with it")
+    except StoreError as error:
+        # The results are in the files. To fail here would make DVC throw a finished experiment away.
+        print(f"log: NOT in MLflow: {error}", file=sys.stderr)
+        print("log: nothing is lost; when the store is back: dvc repro -f -s log", file=sys.stderr)
+    # Always the same bytes: a run's id would be another experiment's as soon as that one was restored or applied.
+    LOGGED.write_text("Here `log` has run.\n", encoding="utf-8")
 
 
 def short_name(params: Params) -> str:
@@ -46,28 +53,36 @@ def short_name(params: Params) -> str:
 
 
 def identity() -> dict[str, str]:
-    """Where this execution stands in git and DVC, as MLflow tags."""
+    """Where this execution stands in git and DVC, and what came out, as MLflow tags."""
     experiment = os.environ.get("DVC_EXP_NAME")
     # HEAD of an experiment's own checkout is a commit that nobody else has; its baseline is in the repository.
-    commit = os.environ.get("DVC_EXP_BASELINE_REV") or head()
-    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "dvc exp run" if experiment else "dvc repro"}
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-    if experiment:
-        tags |= {"dvc.exp_name": experiment, "dvc.restore": f"dvc exp apply {experiment}"}
-    return tags
+    baseline = os.environ.get("DVC_EXP_BASELINE_REV") or git("rev-parse", "--verify", "-q", "HEAD")
+    tags = {
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": "dvc exp run" if experiment else "dvc repro",
+        "mlflow.source.git.commit": baseline,
+        "model.sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
+    }
+    if experiment:  # its parameters are a change to the baseline, and DVC keeps them under its name
+        return tags | {
+            "dvc.exp_name": experiment,
+            "dvc.baseline": baseline,
+            "dvc.restore": f"dvc exp apply {experiment}",
+        }
+    # what the stages read, not what they write
+    return tags | {"git.dirty": str(bool(git("status", "--porcelain", "--", ":!dvc.lock", ":!reports"))).lower()}
 
 
-def head() -> str | None:
-    """The commit that is checked out, or None outside git."""
-    git = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, check=False)
-    return git.stdout.strip() or None
+def git(*arguments: str) -> str:
+    """What git says, or nothing outside a repository."""
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """One record an epoch, each float equal to the one that was written."""
+    """One record an epoch, each float equal to the one that was written; NaN (no validation split) is left out."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{name: value for name, value in row.items() if not math.isnan(value)} for row in rows]
 
 
 def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:

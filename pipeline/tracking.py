@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +23,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from PIL import Image
-
-from pipeline.errors import InputError
+from requests import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 
 EXPERIMENT = "mnist-vae"
+STORE_ERRORS = (MlflowException, SQLAlchemyError, RequestException, OSError)
 BATCH = 1000  # metrics that MLflow takes in one call
 
 
@@ -50,11 +52,15 @@ class Execution:
     files: Sequence[tuple[Path, str]]  # (file, artifact folder)
 
 
+class StoreError(Exception):
+    """MLflow's store cannot be used; one line says why, without an address, which may hold a password."""
+
+
 def log_execution(execution: Execution, root: Path) -> str:
     """Mirror `execution` to a new MLflow run and return the run's id.
 
     The run ends FINISHED when everything is there, FAILED when something could not be written.
-    Raises InputError with one line where the store cannot be used.
+    Raises StoreError where the store cannot be used.
     """
     # A server that is away costs seconds; MLflow's own patience is four minutes a call, or twenty.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -68,12 +74,13 @@ def log_execution(execution: Execution, root: Path) -> str:
         try:
             _fill(client, run_id, execution)
         except BaseException:
-            client.set_terminated(run_id, "FAILED")
+            with suppress(*STORE_ERRORS):  # the first error is the one to tell
+                client.set_terminated(run_id, "FAILED")
             raise
         client.set_terminated(run_id, "FINISHED")
-    except MlflowException as error:
-        said = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))  # a URL may hold a password
-        raise InputError(f"log: MLflow's store cannot be used: {said[:200]}") from error
+    except STORE_ERRORS as error:
+        said = re.sub(r"\S*://\S*", "…", " ".join(str(error).split()))
+        raise StoreError(said if len(said) <= 160 else f"{said[:160]} …") from error
     return run_id
 
 

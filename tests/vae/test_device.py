@@ -5,6 +5,12 @@ from pipeline.errors import InputError
 from pipeline.vae.device import prepare_device
 
 
+@pytest.fixture(autouse=True)
+def put_back():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def test_auto_takes_the_best_there_is():
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert prepare_device("auto", "params.yaml").type == expected

@@ -1,6 +1,6 @@
 import torch
 
-from pipeline.vae.randomness import permutation, standard_normal
+from pipeline.vae.randomness import permutation, standard_normal, standard_normal_columns
 
 
 def test_an_address_always_gives_the_same_draw_whatever_came_before():
@@ -14,6 +14,12 @@ def test_every_part_of_the_address_counts():
     addresses = [(0, "noise", 1), (1, "noise", 1), (0, "shuffle", 1), (0, "noise", 2), (0, "noise", 11)]
     draws = [tuple(standard_normal((16,), *address).tolist()) for address in addresses]
     assert len(set(draws)) == len(draws)
+
+
+def test_a_column_does_not_depend_on_how_many_there_are():
+    wide = standard_normal_columns(64, 20, 0, "generate")
+    assert wide.shape == (64, 20) and torch.equal(wide[:, :2], standard_normal_columns(64, 2, 0, "generate"))
+    assert len({tuple(column.tolist()) for column in wide.T}) == 20
 
 
 def test_a_permutation_holds_every_index_once():
