@@ -34,8 +34,9 @@ repro: setup    ## download → train → evaluate → log
 	@"$(VENV)/bin/python" -c "from pipeline import errors, params; errors.run(params.load_params)"
 	"$(VENV)/bin/dvc" repro
 
+# A file at a time on each core: the tests wait for processes of their own more than they compute.
 test: setup     ## every test
-	"$(VENV)/bin/python" -m pytest
+	"$(VENV)/bin/python" -m pytest -n auto --dist loadfile
 
 check: setup    ## format, lint, types, import contract
 	"$(VENV)/bin/ruff" format --check .
@@ -49,6 +50,6 @@ format: setup   ## mend what `make check` can mend by itself
 
 ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pictures
 	@case "$$MLFLOW_TRACKING_URI" in http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names"; exit;; esac; \
-	echo "Open http://127.0.0.1:$(PORT), experiment mnist-vae; end with Ctrl-C"; \
-	exec "$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) \
+	echo "Open http://127.0.0.1:$(PORT)$${MLFLOW_TRACKING_URI-/#/experiments/1/runs?viewStateShareKey=results}; end with Ctrl-C"; \
+	exec "$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

@@ -20,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.durable import sync
 from pipeline.errors import InputError, run
 from pipeline.mirrors import Chunks, Source, SourceError, say, size, sources
 from pipeline.params import load_params
@@ -143,20 +144,11 @@ def _store(chunks: Iterator[bytes], target: Path, sha256: str) -> None:
             file.flush()
             os.fsync(file.fileno())
             part.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
         part.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename last: it is the folder that holds the name."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(folder: Path) -> None:

@@ -1,10 +1,14 @@
 """Stage `evaluate`: the trained VAE on the test split, which is used here and nowhere else."""
 
+from pipeline.errors import run, writing
+from pipeline.params import load_params
+
+if __name__ == "__main__":
+    run(load_params)  # what is wrong in params.yaml is said before the seconds that torch takes to import
+
 import json
 from pathlib import Path
 
-from pipeline.errors import run
-from pipeline.params import load_params
 from pipeline.vae.device import prepare_device
 from pipeline.vae.figures import save_grid, save_pairs
 from pipeline.vae.metrics import evaluate
@@ -28,10 +32,11 @@ def main() -> None:
     model.to(device)
 
     test = evaluate(model, images.to(device))
-    METRICS.parent.mkdir(parents=True, exist_ok=True)
-    METRICS.write_text(json.dumps({"test": test}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    save_grid(generate(model, 128), GENERATED)
-    save_pairs(to_unit(images[:64]), reconstruct(model, images[:64]), RECONSTRUCTED)
+    with writing(METRICS.parent):
+        METRICS.parent.mkdir(parents=True, exist_ok=True)
+        METRICS.write_text(json.dumps({"test": test}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        save_grid(generate(model, 128), GENERATED)
+        save_pairs(to_unit(images[:64]), reconstruct(model, images[:64]), RECONSTRUCTED)
 
     print(
         "evaluate: −ELBO {neg_elbo:.2f} = recon {recon:.2f} + KL {kl:.2f} nats per image, "

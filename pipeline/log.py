@@ -1,105 +1,179 @@
-"""Stage `log`: mirror what the other stages wrote to one MLflow run."""
+"""Stage `log`: mirror what the other stages wrote to one MLflow run. `--all` does it for everything DVC has.
 
-import csv
-import hashlib
-import json
-import math
-import os
-import re
-import subprocess
+Files are the truth: a run is found by what it came from and what came out, and made complete from the files. Doing
+it again changes nothing; a store that is lost is built anew.
+"""
+
 import sys
+
+from pipeline.errors import InputError, run, writing
+from pipeline.params import load_params
+
+if __name__ == "__main__":
+    # What is wrong in params.yaml is said before the seconds that MLflow takes to import.
+    run(lambda: sys.argv[1:] or load_params())
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import run
-from pipeline.params import Params, load_params
-from pipeline.tracking import Execution, Picture, StoreError, log_execution
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-MODEL = Path("data/model/vae.safetensors")
-HISTORY = Path("reports/history.csv")
-METRICS = Path("reports/metrics.json")
-SAMPLES = Path("reports/samples")
+from pipeline.description import cpu, describe, same_results, short_name, tags_of
+from pipeline.execution import MODEL, Execution, read_execution
+from pipeline.live import Claim, checkpoint_path, home
+from pipeline.projection import fill, is_whole
+from pipeline.repository import (
+    Experiment,
+    Source,
+    artifact,
+    check_out,
+    experiments,
+    head,
+    here,
+    source_of,
+    text_at,
+)
+from pipeline.server import StoreError
+from pipeline.tracking import Store, open_store
+
 LOGGED = Path("data/logged")
-GENERATED = Path("reports/generated.png")
-RECONSTRUCTED = Path("reports/reconstructed.png")
+WAIT = 10.0  # seconds for the mirror of a training that has just ended
 
 
 def main() -> None:
-    """Read what the stages wrote and make an MLflow run of it."""
-    params = load_params()
-    execution = Execution(
-        name=os.environ.get("DVC_EXP_NAME") or short_name(params),
-        params=params.model_dump(),
-        tags=identity(),
-        history=read_history(HISTORY),
-        metrics=flat(json.loads(METRICS.read_text(encoding="utf-8"))),
-        pictures=[*final_pictures(), *sample_pictures(SAMPLES)],
-        files=[(MODEL, "model"), *((path, "reports") for path in (HISTORY, METRICS, GENERATED, RECONSTRUCTED))],
-    )
+    """Run the stage, or log everything."""
+    match sys.argv[1:]:
+        case []:
+            stage()
+        case ["--all"]:
+            log_all(home())
+        case _:
+            raise InputError("usage: python -m pipeline.log [--all]")
+
+
+def stage() -> None:
+    """Mirror the working directory. A store that is away fails nothing: the results are in the files."""
+    execution = read_execution()
     try:
-        run_id = log_execution(execution, root=Path(os.environ.get("DVC_ROOT", ".")).resolve())
-        print(f"log: MLflow run {execution.name} ({run_id})")
+        print(f"log: {record(open_store(home()), home(), execution, here())}")
         print("log: `make ui` shows it; `dvc exp run -S z_dim=2` makes another to compare with it")
     except StoreError as error:
-        # The results are in the files. To fail here would make DVC throw a finished experiment away.
+        # To fail here would make DVC throw a finished experiment away.
         print(f"log: NOT in MLflow: {error}", file=sys.stderr)
-        print("log: nothing is lost; when the store is back: dvc repro -f -s log", file=sys.stderr)
+        print("log: nothing is lost; when the store is back: python -m pipeline.log --all", file=sys.stderr)
     # Always the same bytes: a run's id would be another experiment's as soon as that one was restored or applied.
-    LOGGED.write_text("Here `log` has run.\n", encoding="utf-8")
+    with writing(LOGGED):
+        LOGGED.write_text("Here `log` has run.\n", encoding="utf-8")
+    forget(home(), execution)
 
 
-def short_name(params: Params) -> str:
-    """A run's name where no DVC experiment gives it one."""
-    return f"z{params.z_dim}-h{params.h_dim}x{params.h_layers}-{params.activation}-e{params.num_epochs}-s{params.seed}"
+def record(store: Store, root: Path, execution: Execution, source: Source, made: int | None = None) -> str:
+    """Make the store hold one complete run of `execution`; what was done, in words.
 
-
-def identity() -> dict[str, str]:
-    """Where this execution stands in git and DVC, and what came out, as MLflow tags."""
-    experiment = os.environ.get("DVC_EXP_NAME")
-    # HEAD of an experiment's own checkout is a commit that nobody else has; its baseline is in the repository.
-    baseline = os.environ.get("DVC_EXP_BASELINE_REV") or git("rev-parse", "--verify", "-q", "HEAD")
-    tags = {
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": "dvc exp run" if experiment else "dvc repro",
-        "mlflow.source.git.commit": baseline,
-        "model.sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
-    }
-    if experiment:  # its parameters are a change to the baseline, and DVC keeps them under its name
-        return tags | {
-            "dvc.exp_name": experiment,
-            "dvc.baseline": baseline,
-            "dvc.restore": f"dvc exp apply {experiment}",
+    An execution that was computed here has a claim, and a run of its own. Without one its results came out of a
+    cache or a commit, and belong to the run that has them already. `made`: when they were, if that was not now (ms).
+    """
+    path = Claim.path(root, source.experiment, execution.fingerprint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path, execution.fingerprint):
+        claim = Claim.load(path)
+        found = store.begun(claim.execution) if claim else store.find(execution.fingerprint, execution.results)
+        if found and found.data.tags.get("results.sha256") == execution.results and is_whole(store, found):
+            path.unlink(missing_ok=True)
+            if source.experiment and store.link(found, source.experiment, same_results(source.experiment)):
+                return f"{source.experiment} has the results of MLflow run {found.info.run_name}, and is linked to it"
+            return f"MLflow run {found.info.run_name} has it already"
+        if claim and claim.source:
+            source = Source(**claim.source)
+        tags = tags_of(execution.provenance, source) | {
+            "results.sha256": execution.results,
+            "model.sha256": execution.model_sha256,
+            "mlflow.note.content": describe(execution, source, defaults(source, root)),
         }
-    # what the stages read, not what they write
-    return tags | {"git.dirty": str(bool(git("status", "--porcelain", "--", ":!dvc.lock", ":!reports"))).lower()}
+        if claim:  # it was computed here
+            tags |= {"execution": claim.execution, "cpu": cpu()}
+        begun = found or store.create(source.experiment or short_name(execution.params), tags, made)
+        fill(store, begun, execution, tags, artifact(source))
+        # Of a run that lost its artifacts only those are new.
+        store.close(begun.info.run_id, "FINISHED", begun.info.end_time if begun.info.status == "FINISHED" else made)
+        path.unlink(missing_ok=True)
+    return f"MLflow run {begun.info.run_name} ({begun.info.run_id})"
 
 
-def git(*arguments: str) -> str:
-    """What git says, or nothing outside a repository."""
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+@contextmanager
+def alone(path: Path, fingerprint: str) -> Iterator[None]:
+    """Hold what keeps others from this execution: who looks for its run and finds none makes one."""
+    try:
+        # A mirror that lives on after that belongs to another training.
+        with FileLock(path.with_name(f"{fingerprint[:16]}.lock")), FileLock(path.with_suffix(".lock"), timeout=WAIT):
+            yield
+    except Timeout as error:
+        raise StoreError("it is being trained once more just now; try again when that is over") from error
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """One record an epoch, each float equal to the one that was written; NaN (no validation split) is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [{name: value for name, value in row.items() if not math.isnan(value)} for row in rows]
+def defaults(source: Source, root: Path) -> dict[str, object] | None:
+    """The parameters of the commit that an execution is a change to; None where there are none of this version."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text(text_at(source.baseline, "params.yaml", root) if source.baseline else "", encoding="utf-8")
+        try:
+            return load_params(path).model_dump()
+        except InputError:
+            return None
 
 
-def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
-    """{"test": {"kl": 25.0}} → {"test/kl": 25.0}."""
-    return {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}
+def log_all(root: Path) -> None:
+    """Every DVC experiment, HEAD and the workspace: afterwards the store holds one complete run for each."""
+    try:
+        store = open_store(root)
+    except StoreError as error:
+        raise InputError(f"log: NOT in MLflow: {error}") from error
+    missing = 0
+    committed = [*experiments(root), *([last] if (last := head(root)) else [])]
+    with tqdm([*committed, None], unit="experiment", disable=None) as progress:
+        for entry in progress:
+            name = (entry.name or "HEAD") if entry else "workspace"
+            try:
+                said = from_commit(store, root, entry) if entry else from_workspace(store, root)
+            except (InputError, StoreError) as error:
+                said, missing = f"NOT in MLflow: {error}", missing + 1
+            if said:
+                progress.write(f"log: {name}: {said}")
+    if missing:
+        raise InputError(f"log: {missing} of {len(committed) + 1} are not in MLflow")
+    print("log: everything is in MLflow; `make ui` shows it")
 
 
-def final_pictures() -> list[Picture]:
-    """What `evaluate` drew, at step 0: where the UI's slider stands when a run is opened."""
-    return [Picture("test/generated", 0, GENERATED), Picture("test/reconstructed", 0, RECONSTRUCTED)]
+def from_commit(store: Store, root: Path, entry: Experiment) -> str:
+    """Log a commit from its files; "" if it has none."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not text_at(entry.commit, "dvc.lock", root):
+            return ""  # nothing has been executed there
+        check_out(entry.commit, MODEL, root, Path(folder))
+        execution = read_execution(Path(folder))
+        return record(store, root, execution, source_of(entry, root), entry.made)
 
 
-def sample_pictures(folder: Path) -> list[Picture]:
-    """`NAME-epoch-0010.png` → the picture of samples/NAME at step 10, in the order of epochs."""
-    found = [(re.fullmatch(r"(.+)-epoch-(\d+)\.png", path.name), path) for path in folder.iterdir()]
-    pictures = [Picture(f"samples/{match[1]}", int(match[2]), path) for match, path in found if match]
-    return sorted(pictures, key=lambda picture: (picture.step, picture.key))
+def from_workspace(store: Store, root: Path) -> str:
+    """Log what `dvc repro` left in the workspace and nobody has committed; "" if it is not all there."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "-q", "train", "evaluate"], cwd=root, capture_output=True, check=False
+    )
+    if done.returncode != 0:
+        return ""
+    execution = read_execution()
+    said = record(store, root, execution, here())
+    forget(root, execution)
+    return said
+
+
+def forget(root: Path, execution: Execution) -> None:
+    """Remove the checkpoint of a training that DVC has recorded: executed again, it begins anew."""
+    checkpoint_path(root, execution.fingerprint).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,11 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
+
+# Two trainings with two spinning threads each stand in one another's way, the more the busier the machine is.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
@@ -38,13 +42,11 @@ def mnist(request) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def small_mnist(mnist, tmp_path_factory) -> Path:
-    """The first 600 training and 200 test images with their labels, as IDX files, and `mnist.sha256` beside them."""
-    folder = tmp_path_factory.mktemp("small")
+def subset(mnist: Path, folder: Path, train: int, test: int) -> Path:
+    """The first images of each split with their labels, as IDX files, and `mnist.sha256` beside them."""
     lines = []
     for name in read_sums(SUMS):
-        count = 600 if name.startswith("train") else 200
+        count = train if name.startswith("train") else test
         raw = (mnist / name).read_bytes()
         header = 4 + 4 * raw[3]
         item = 784 if "images" in name else 1
@@ -56,6 +58,12 @@ def small_mnist(mnist, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_mnist(mnist, tmp_path_factory) -> Path:
+    """The first 600 training and 200 test images."""
+    return subset(mnist, tmp_path_factory.mktemp("small"), 600, 200)
+
+
+@pytest.fixture(scope="session")
 def small_images(small_mnist):
     return load_images(small_mnist, "train")
 
@@ -63,12 +71,20 @@ def small_images(small_mnist):
 @pytest.fixture
 def workplace(tmp_path, small_mnist, monkeypatch) -> Path:
     """A working directory as DVC hands it to a stage: data/raw and a params.yaml for a training of seconds."""
-    shutil.copytree(small_mnist, tmp_path / "data" / "raw")
-    set_params(tmp_path, SMALL, source=ROOT / "params.yaml")
+    furnish(tmp_path, small_mnist)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stage"])  # without arguments, as DVC starts it
     for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     return tmp_path
+
+
+def furnish(folder: Path, small_mnist: Path, **changes: object) -> None:
+    """Put into `folder` what the stages read there: data/raw, its sums and a params.yaml."""
+    shutil.copytree(small_mnist, folder / "data" / "raw")
+    (folder / "pipeline").mkdir()
+    shutil.copy(small_mnist / "mnist.sha256", folder / "pipeline")
+    set_params(folder, SMALL | changes, source=ROOT / "params.yaml")
 
 
 def set_params(folder: Path, changes: dict[str, object], source: Path | None = None) -> None:

@@ -1,5 +1,6 @@
 import csv
 import hashlib
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,14 @@ def test_it_writes_what_it_declares(workplace):
 
     _, header = load_model(Path("data/model/vae.safetensors"))
     assert header["architecture"] == {"x_dim": 784, "h_dim": 32, "z_dim": 4, "h_layers": 1, "activation": "relu"}
-    assert header["configuration"] == {
+    provenance = header["provenance"]
+    assert provenance["params"] == {
         "dataset": "mnist", "val_size": 100, "num_epochs": 3, "batch_size": 128, "learning_rate": 0.001, "seed": 0,
+        "activation": "relu", "h_dim": 32, "h_layers": 1, "z_dim": 4, "sample_every": 2,
+    }  # fmt: skip
+    assert provenance["device"] == "cpu" and provenance["versions"]["torch"] == version("torch")
+    assert {split: said["num_images"] for split, said in provenance["splits"].items()} == {
+        "training": 500, "validation": 100,
     }  # fmt: skip
 
 
@@ -88,9 +95,11 @@ def test_bad_input_is_refused_before_anything_is_written(workplace, changes, sai
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_leaves_no_model(workplace):
     set_params(workplace, {"learning_rate": 1, "num_epochs": 200, "batch_size": 5})
-    with pytest.raises(InputError, match=r"not finite in epoch \d+: lower learning_rate .*\(it is 1"):
+    with pytest.raises(InputError, match=r"in epoch \d+, step \d+: look at learning_rate .*\(it is 1\.0"):
         train.main()
-    assert not Path("data/model/vae.safetensors").exists() and not Path("reports/history.csv").exists()
+    assert not Path("data/model/vae.safetensors").exists()
+    assert "nan" not in Path("reports/history.csv").read_text(), "no epoch that was none"
+    assert not list(Path(".dvc/tmp/checkpoints").glob("*.checkpoint")), "from there it would diverge again"
 
 
 def test_corrupt_data_is_one_line(workplace):

@@ -30,6 +30,13 @@ def prepare_device(name: str, said_in: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """The device in the words that tell which bits to expect from it: two GPU models may round differently."""
+    if device.type == "cuda":
+        return f"cuda {torch.version.cuda} ({torch.cuda.get_device_name(device)})"
+    return device.type
+
+
 def _best() -> str:
     if torch.cuda.is_available():
         return "cuda"

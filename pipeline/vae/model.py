@@ -68,9 +68,9 @@ def reparameterize(mu: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
     return mu + torch.exp(0.5 * log_var) * eps
 
 
-def save_model(model: VAE, path: Path, configuration: dict[str, Any]) -> None:
-    """Write weights (float32, CPU) and, in the header, architecture, likelihood and training configuration."""
-    header = {"architecture": model.architecture, "likelihood": "bernoulli", "configuration": configuration}
+def save_model(model: VAE, path: Path, provenance: dict[str, Any]) -> None:
+    """Write weights (float32, CPU) and, in the header, architecture, likelihood and what the weights come from."""
+    header = {"architecture": model.architecture, "likelihood": "bernoulli", "provenance": provenance}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # Not save_file, which makes files that only their owner can read.
     path.write_bytes(save(tensors, metadata={HEADER: json.dumps(header, sort_keys=True, allow_nan=False)}))

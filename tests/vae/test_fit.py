@@ -5,12 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.vae.device import prepare_device
-from pipeline.vae.fit import fit
+from pipeline.vae.fit import DivergenceError, fit, new_optimizer, restore_training, training_state
 from pipeline.vae.mnist import to_unit
 from pipeline.vae.model import VAE
 from pipeline.vae.randomness import generator, permutation, standard_normal
 
-OPTIONS = {"num_epochs": 2, "batch_size": 64, "learning_rate": 1e-3, "seed": 0}
+OPTIONS = {"num_epochs": 2, "batch_size": 64, "seed": 0}
 
 
 def make(z_dim=4):
@@ -33,9 +33,9 @@ def val(small_images):
     return small_images[500:]
 
 
-def trained(images, val, **changes):
+def trained(images, val, learning_rate=1e-3, **changes):
     model = make()
-    return model, list(fit(model, images, val, **OPTIONS | changes))
+    return model, list(fit(model, new_optimizer(model, learning_rate), images, val, **OPTIONS | changes))
 
 
 def test_training_lowers_the_bound_on_both_splits(images, val):
@@ -118,6 +118,65 @@ def test_validation_uses_the_same_noise_each_epoch(images, val):
     assert records[0]["val/neg_elbo"] == records[1]["val/neg_elbo"]
 
 
+def go_on(images, val, done, num_epochs, device="cpu"):
+    """Train for `done` epochs; then another model goes on from the state, as another process would."""
+    first, second = make().to(device), make(z_dim=4).to(device)
+    optimizer = new_optimizer(first, 1e-3)
+    list(fit(first, optimizer, images, val, **OPTIONS | {"num_epochs": done}))
+    state = {name: tensor.clone() for name, tensor in training_state(first, optimizer).items()}
+    optimizer = new_optimizer(second, 1e-3)
+    restore_training(second, optimizer, state)
+    return second, list(fit(second, optimizer, images, val, **OPTIONS | {"num_epochs": num_epochs, "done": done}))
+
+
+@pytest.mark.parametrize("done", [1, 2, 4])
+def test_a_training_goes_on_from_its_state_to_the_same_bits(images, val, done):
+    whole, records = trained(images, val, num_epochs=4)
+    model, rest = go_on(images, val, done, 4)
+    assert torch.equal(weights(model), weights(whole)) and rest == records[done:]
+
+
+def test_a_state_of_another_model_is_refused(images, val):
+    model = make()
+    optimizer = new_optimizer(model, 1e-3)
+    list(fit(model, optimizer, images, val, **OPTIONS | {"num_epochs": 1}))
+    state, other = training_state(model, optimizer), make(z_dim=5)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        restore_training(other, new_optimizer(other, 1e-3), state)
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_epoch_and_step(images, val):
+    """The losses of a loop that looks at each step name the same one."""
+    model, reference = make(), make()
+    with pytest.raises(DivergenceError) as caught:
+        list(fit(model, new_optimizer(model, 1e4), images, val, **OPTIONS | {"num_epochs": 50}))
+    optimizer = torch.optim.Adam(reference.parameters(), lr=1e4, fused=True)
+    for epoch in range(1, 51):
+        order = permutation(len(images), 0, "shuffle", epoch)
+        eps = standard_normal((len(images), 4), 0, "noise", epoch)
+        for step, start in enumerate(range(0, len(images), 64), 1):
+            rows = slice(start, start + 64)
+            mu, log_var = reference.encode(to_unit(images[order[rows]]))
+            logits = reference.decode(mu + eps[rows] * torch.exp(log_var / 2))
+            recon = F.binary_cross_entropy_with_logits(logits, to_unit(images[order[rows]]), reduction="sum")
+            loss = recon - 0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp())
+            if not math.isfinite(loss.item()):
+                assert (caught.value.epoch, caught.value.step) == (epoch, step)
+                return
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    raise AssertionError("the reference did not diverge")
+
+
+def test_weights_that_break_in_the_very_last_step_are_noticed(images, val):
+    """With a learning rate that overflows float32 in one step, and no validation that would tell."""
+    model = make()
+    with pytest.raises(DivergenceError) as caught:
+        list(fit(model, new_optimizer(model, 1e39), images, val[:0], num_epochs=1, batch_size=500, seed=0))
+    assert (caught.value.epoch, caught.value.step) == (1, 1)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_bits_twice_and_the_cpus_losses(images, val):
     """The noise is drawn on the CPU for every device, so only the rounding of the arithmetic differs."""
@@ -125,10 +184,13 @@ def test_a_gpu_gives_the_same_bits_twice_and_the_cpus_losses(images, val):
     try:
         for _ in range(2):
             model = make().to(device)
-            runs.append((list(fit(model, images.to(device), val.to(device), **OPTIONS)), weights(model).cpu()))
+            records = fit(model, new_optimizer(model, 1e-3), images.to(device), val.to(device), **OPTIONS)
+            runs.append((list(records), weights(model).cpu()))
+        model, rest = go_on(images.to(device), val.to(device), 1, 2, device)
     finally:
         torch.use_deterministic_algorithms(False)
     assert runs[0][0] == runs[1][0] and torch.equal(runs[0][1], runs[1][1])
+    assert torch.equal(weights(model).cpu(), runs[0][1]) and rest == runs[0][0][1:]
     _, expected = trained(images, val)
     for record, on_cpu in zip(runs[0][0], expected, strict=True):
         assert record == pytest.approx(on_cpu, rel=1e-3)

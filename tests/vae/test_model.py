@@ -67,7 +67,7 @@ def test_a_file_gives_the_model_back_and_describes_it(tmp_path):
     assert header == {
         "architecture": SMALL,
         "likelihood": "bernoulli",
-        "configuration": {"seed": 0, "learning_rate": 1e-05},
+        "provenance": {"seed": 0, "learning_rate": 1e-05},
     }
 
 
