@@ -1,0 +1,64 @@
+"""What the latent code holds: KL per dimension, active units, and what the KL is made of.
+
+E_x KL(q(z|x) ‖ p(z)) = I_q(x; z) + KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j))
+                        mutual information, total correlation, dimension-wise KL
+
+for the aggregate posterior q(z) = (1/N) Σ_n q(z|x_n) (Hoffman & Johnson 2016, "ELBO surgery"; Chen et al. 2018,
+"Isolating sources of disentanglement", eq. 2). q(z) is a mixture of N known Gaussians, so that its logarithm is exact
+and only the mean over z is sampled. The mutual information is that with the index of an image: it cannot exceed log N.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.vae.model import reparameterize
+
+ACTIVE = 0.01  # Var_x(μ_j) above which a unit counts as active (Burda et al. 2016, section 5)
+CHUNK = 1 << 22  # numbers held at a time
+
+
+class KLSplit(NamedTuple):
+    """The parts of the KL, in nats per image; their sum is the KL, as far as z is sampled."""
+
+    mutual_information: float
+    total_correlation: float
+    dimension_wise: float
+
+
+def kl_per_dimension(mu: Tensor, log_var: Tensor) -> Tensor:
+    """E_x KL(q(z_j|x) ‖ N(0, 1)): μ and log σ² [N, Z] → [Z], in nats, in float64."""
+    mu, log_var = mu.double(), log_var.double()
+    return 0.5 * (log_var.exp() + mu.square() - 1 - log_var).mean(dim=0)
+
+
+def active_units(mu: Tensor) -> Tensor:
+    """Whether Var_x(E_q[z_j]) > 0.01, for each latent dimension: μ [N, Z] → bool [Z]."""
+    return mu.double().var(dim=0, correction=0) > ACTIVE
+
+
+@torch.no_grad()
+def kl_split(mu: Tensor, log_var: Tensor, eps: Tensor) -> KLSplit:
+    """The parts of the KL from one z ~ q(z|x) an image: μ, log σ² and ε ~ N(0, I), each [N, Z]."""
+    n, z_dim = mu.shape
+    z = reparameterize(mu, log_var, eps)
+    log_conditional = log_normal(z, mu, log_var).double().sum(dim=-1)
+    log_joint, log_marginals = [], []
+    for chunk in z.split(max(1, CHUNK // (n * z_dim))):
+        log_q = log_normal(chunk.unsqueeze(1), mu, log_var)  # [chunk, N, Z]: each z under each image's q
+        log_joint.append(log_q.sum(dim=-1).logsumexp(dim=-1).double() - math.log(n))
+        log_marginals.append((log_q.logsumexp(dim=1).double() - math.log(n)).sum(dim=-1))
+    joint, marginals = torch.cat(log_joint), torch.cat(log_marginals)
+    log_prior = log_normal(z, torch.zeros_like(z), torch.zeros_like(z)).double().sum(dim=-1)
+    return KLSplit(
+        mutual_information=(log_conditional - joint).mean().item(),
+        total_correlation=(joint - marginals).mean().item(),
+        dimension_wise=(marginals - log_prior).mean().item(),
+    )
+
+
+def log_normal(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
+    """Log N(z; μ, σ²), elementwise, of the broadcast shape."""
+    return -0.5 * (math.log(2 * math.pi) + log_var + (z - mu).square() * (-log_var).exp())

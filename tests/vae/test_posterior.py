@@ -1,0 +1,62 @@
+"""What the latent code holds, where that is known, and against mixtures of torch.distributions."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from pipeline.vae import posterior
+from pipeline.vae.objective import gaussian_kl
+from pipeline.vae.posterior import active_units, kl_per_dimension, kl_split
+from pipeline.vae.randomness import standard_normal
+
+
+def drawn(n: int, z_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mu, log_var, eps = (standard_normal((n, z_dim), 0, f"test/{name}").double() for name in ("mu", "log_var", "eps"))
+    return mu * torch.linspace(0, 2, z_dim), 0.5 * log_var - 1, eps
+
+
+def test_a_collapsed_encoder_holds_nothing():
+    mu, log_var, eps = torch.zeros(300, 4), torch.zeros(300, 4), standard_normal((300, 4), 0, "test")
+    assert kl_per_dimension(mu, log_var).tolist() == [0] * 4
+    assert not active_units(mu).any()
+    assert list(kl_split(mu, log_var, eps)) == pytest.approx([0, 0, 0], abs=1e-5)
+
+
+def test_kl_per_dimension_adds_up_to_the_kl():
+    mu, log_var, _ = drawn(200, 5)
+    assert kl_per_dimension(mu, log_var).sum().item() == pytest.approx(gaussian_kl(mu, log_var).mean().item())
+
+
+def test_a_unit_is_active_where_its_mean_varies():
+    mu = torch.stack([torch.linspace(-1, 1, 100) * math.sqrt(variance * 3) for variance in (0.0, 0.0095, 0.0105)], 1)
+    assert active_units(mu + 5).tolist() == [False, False, True]
+
+
+def test_codes_that_tell_images_apart():
+    """Far from one another, in two dimensions that are copies: each part of the KL but the last is log N."""
+    n = 8
+    mu = 100 * torch.arange(n, dtype=torch.float64).unsqueeze(1).expand(n, 2)
+    split = kl_split(mu, torch.zeros_like(mu), standard_normal((n, 2), 0, "test").double())
+    assert split.mutual_information == pytest.approx(math.log(n))
+    assert split.total_correlation == pytest.approx(math.log(n))
+
+
+def test_the_split_against_mixtures(monkeypatch):
+    n, z_dim = 150, 3
+    mu, log_var, eps = drawn(n, z_dim)
+    monkeypatch.setattr(posterior, "CHUNK", 7 * n * z_dim)
+    split = kl_split(mu, log_var, eps)
+    z, each = mu + (0.5 * log_var).exp() * eps, Normal(mu, (0.5 * log_var).exp())
+    uniform = Categorical(torch.ones(n, dtype=torch.float64))
+    joint = MixtureSameFamily(uniform, Independent(each, 1)).log_prob(z)
+    marginals = sum(
+        MixtureSameFamily(uniform, Normal(mu[:, j], (0.5 * log_var[:, j]).exp())).log_prob(z[:, j])
+        for j in range(z_dim)
+    )
+    conditional, prior = each.log_prob(z).sum(-1), Normal(0, 1).log_prob(z).sum(-1)
+    assert split.mutual_information == pytest.approx((conditional - joint).mean().item())
+    assert split.total_correlation == pytest.approx((joint - marginals).mean().item())
+    assert split.dimension_wise == pytest.approx((marginals - prior).mean().item())
+    assert sum(split) == pytest.approx((conditional - prior).mean().item())
