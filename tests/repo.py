@@ -29,8 +29,11 @@ class Repo:
         self.env = dict(env or {})
 
     def environment(self) -> dict[str, str]:
-        """What a person's shell would hand to a command."""
-        keep = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+        """What a person's shell would hand to a command, but for SHELL: as in a container, /bin/sh starts the stages.
+
+        Where that is dash it stays between DVC and what it starts, unless that takes its place.
+        """
+        keep = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "SHELL"))}
         git = {"GIT_CONFIG_GLOBAL": os.devnull}  # no signing, no hooks of whoever runs the tests
         git |= {f"GIT_{who}_{what}": "x@y.z" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

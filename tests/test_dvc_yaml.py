@@ -60,8 +60,9 @@ def test_the_stages_are_the_verbs_in_order():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_described_and_is_one_plain_command(stage):
+    """Which takes the place of the shell that DVC starts it with: a stage is to end with its DVC, and not with that."""
     assert STAGES[stage]["desc"]
-    assert STAGES[stage]["cmd"] == f"python -m pipeline.{stage}"
+    assert STAGES[stage]["cmd"] == f"exec python -m pipeline.{stage}"
 
 
 @pytest.mark.parametrize("stage", STAGES)
