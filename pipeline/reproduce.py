@@ -43,7 +43,10 @@ def main() -> None:
             diff = download(store, found, recorded)
             commit = found.data.tags["mlflow.source.git.commit"]
             with_diff = " and git.diff" if diff else ""
-            print(f"reproduce: {found.info.run_name} ({found.info.run_id}) from commit {commit[:10]}{with_diff}")
+            print(
+                f"reproduce: {found.info.run_name} ({found.info.run_id}) from commit {commit[:10]}{with_diff}",
+                flush=True,
+            )
             clone(root, commit, diff, again)
             execute(root, again)
             findings = compare(found, recorded, again)

@@ -69,6 +69,17 @@ class Page:
     def first(self, selector: str) -> WebElement:
         return self.until(lambda: self.all(selector), selector)[0]
 
+    def click(self, selector: str) -> None:
+        """Click it as soon as it is there; once more where it was replaced meanwhile."""
+
+        def clicked() -> bool:
+            found = self.all(selector)
+            if found:
+                found[0].click()
+            return bool(found)
+
+        self.until(clicked, selector)
+
     def text(self) -> str:
         return self.browser.find_element(By.TAG_NAME, "body").text
 
@@ -171,8 +182,8 @@ def test_the_runs_table_shows_parameters_and_test_metrics(page, store):
 
 def test_three_runs_are_compared_by_parallel_coordinates(page, store):
     page.open(runs_of(store))
-    page.first("[aria-label='Select all runs']").click()
-    page.first("[data-testid='runs-compare-button']").click()
+    page.click("[aria-label='Select all runs']")
+    page.click("[data-testid='runs-compare-button']")
     page.shows("Comparing 3 Runs from 1 Experiment", "Parallel Coordinates Plot", *store.runs)
     page.until(lambda: "z_dim" in [axis.text for axis in page.all(".parcoords .axis-title")], "what differs as an axis")
     (param, widths), (metric, values) = page.browser.execute_script(
