@@ -86,8 +86,11 @@ def neg_log_mean(log_w: Tensor, num_samples: int | None = None) -> Tensor:
     """The bound of −log p(x) from K weights: log w [N, M] → [N], in nats; K is M unless told.
 
     With K less than M it is the mean over the M // K groups of K weights: the same expectation, less noise.
+    Raises ValueError for any K but 1 … M.
     """
-    k = num_samples or log_w.shape[1]
+    k = log_w.shape[1] if num_samples is None else num_samples
+    if not 1 <= k <= log_w.shape[1]:
+        raise ValueError(f"between one and all of the {log_w.shape[1]} weights (got {k})")
     groups = log_w[:, : log_w.shape[1] // k * k].unflatten(1, (-1, k))
     bound: Tensor = (math.log(k) - groups.logsumexp(dim=-1)).mean(dim=-1)
     return bound

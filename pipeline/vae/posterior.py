@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.vae.model import reparameterize
+from pipeline.vae.objective import gaussian_kl
 
 ACTIVE = 0.01  # Var_x(μ_j) above which a unit counts as active (Burda et al. 2016, section 5)
 CHUNK = 1 << 22  # numbers held at a time
@@ -30,8 +31,7 @@ class KLSplit(NamedTuple):
 
 def kl_per_dimension(mu: Tensor, log_var: Tensor) -> Tensor:
     """E_x KL(q(z_j|x) ‖ N(0, 1)): μ and log σ² [N, Z] → [Z], in nats, in float64."""
-    mu, log_var = mu.double(), log_var.double()
-    return 0.5 * (log_var.exp() + mu.square() - 1 - log_var).mean(dim=0)
+    return gaussian_kl(mu.double().unsqueeze(-1), log_var.double().unsqueeze(-1)).mean(dim=0)
 
 
 def active_units(mu: Tensor) -> Tensor:

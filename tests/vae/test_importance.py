@@ -160,3 +160,9 @@ def test_nothing_to_draw_is_refused(num_samples, scale):
     model, x = bernoulli(z_dim=1)
     with pytest.raises(ValueError, match="at least one draw"):
         log_weights(model, x, num_samples, scale=scale)
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_a_bound_from_more_weights_than_there_are_is_refused(k):
+    with pytest.raises(ValueError, match="all of the 5 weights"):
+        neg_log_mean(torch.zeros(2, 5), k)
