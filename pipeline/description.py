@@ -10,7 +10,7 @@ from pipeline.execution import Execution
 from pipeline.params import Params
 from pipeline.repository import Source
 
-SHOWN = ("neg_elbo", "recon", "kl", "mse")
+SHOWN = ("nll", "neg_elbo", "recon", "kl", "active_units", "fd_judge")
 
 
 def short_name(params: Params) -> str:

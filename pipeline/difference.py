@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -83,12 +84,13 @@ def _of_models(one: Path, other: Path) -> str:
 
 
 def _of_tables(one: Path, other: Path) -> str:
-    return _of_numbers(_history(one), _history(other), "values")
+    return _of_numbers(_table(one), _table(other), "values")
 
 
-def _history(path: Path) -> Numbers:
+def _table(path: Path) -> Numbers:
+    """Each value by its column and its row, which the first column names: epoch, k, digit or rank."""
     return {
-        f"{name} after epoch {row['epoch']:g}": np.array(value)
+        f"{name} at {next(iter(row))} {next(iter(row.values())):g}": np.array(value)
         for row in read_history(path)
         for name, value in row.items()
     }
@@ -99,7 +101,17 @@ def _of_metrics(one: Path, other: Path) -> str:
 
 
 def _metrics(path: Path) -> Numbers:
-    return {name: np.array(value) for name, value in flat(json.loads(path.read_text(encoding="utf-8"))).items()}
+    found = flat(json.loads(path.read_text(encoding="utf-8")))
+    return {name: np.array(value) for name, value in found.items() if name != "judge/sha256"}
+
+
+def _of_columns(one: Path, other: Path) -> str:
+    return _of_numbers(_columns(one), _columns(other), "columns")
+
+
+def _columns(path: Path) -> Numbers:
+    table = pyarrow.parquet.read_table(path)
+    return {name: table[name].to_numpy().astype(np.float64) for name in table.column_names}
 
 
 def _of_pictures(one: Path, other: Path) -> str:
@@ -113,9 +125,11 @@ def _of_pictures(one: Path, other: Path) -> str:
 def results(folder: Path) -> list[Path]:
     """The files of results in `folder`, relative to it."""
     found: Iterable[Path] = [folder / MODEL, *(folder / METRICS.parent).rglob("*")]
-    return sorted(path.relative_to(folder) for path in found if path.is_file())
+    found = [path for path in found if path.is_file() and not path.name.startswith(".")]
+    return sorted(path.relative_to(folder) for path in found)
 
 
 COMPARE: dict[str, Callable[[Path, Path], str]] = {
-    ".safetensors": _of_models, ".csv": _of_tables, ".json": _of_metrics, ".png": _of_pictures,
+    ".safetensors": _of_models, ".csv": _of_tables, ".json": _of_metrics, ".parquet": _of_columns,
+    ".png": _of_pictures,
 }  # fmt: skip

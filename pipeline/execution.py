@@ -22,10 +22,18 @@ from pipeline.params import Params, load_params
 MODEL = Path("data/model/vae.safetensors")
 HISTORY = Path("reports/history.csv")
 METRICS = Path("reports/metrics.json")
+JUDGED = Path("reports/judge.json")
+PER_IMAGE = Path("reports/per_image.parquet")
+BOUND = Path("reports/bound.csv")
+CLASSES = Path("reports/classes.csv")
+KL_PER_DIMENSION = Path("reports/kl_per_dimension.csv")
 SAMPLES = Path("reports/samples")
+FIGURES = Path("reports/figures")
 GENERATED = Path("reports/generated.png")
 RECONSTRUCTED = Path("reports/reconstructed.png")
 SUMS = Path("pipeline/mnist.sha256")
+
+CACHED = (MODEL, PER_IMAGE)  # in DVC's cache; all else that is mirrored is in git
 
 Record = dict[str, float]
 
@@ -57,6 +65,7 @@ class Execution:
     metrics: Mapping[str, float]
     pictures: Sequence[Picture]
     splits: Sequence[Split]
+    judge_sha256: str  # of the classifier that samples were judged by: fd_judge and the like compare within one
 
     @property
     def fingerprint(self) -> str:
@@ -71,7 +80,8 @@ class Execution:
     @property
     def reports(self) -> list[Path]:
         """The files that belong into the run as they are."""
-        return [self.folder / path for path in (HISTORY, METRICS, GENERATED, RECONSTRUCTED)]
+        tables = (HISTORY, METRICS, JUDGED, PER_IMAGE, BOUND, CLASSES, KL_PER_DIMENSION)
+        return [self.folder / path for path in (*tables, GENERATED, RECONSTRUCTED)]
 
     @cached_property
     def model_sha256(self) -> str:
@@ -91,24 +101,26 @@ def read_execution(folder: Path = Path()) -> Execution:
     params = load_params(folder / "params.yaml")
     try:
         history = list(read_history(folder / HISTORY))
-        metrics = flat(json.loads((folder / METRICS).read_text(encoding="utf-8")))
+        metrics, judged = (flat(json.loads((folder / path).read_text(encoding="utf-8"))) for path in (METRICS, JUDGED))
+        judge_sha256 = str(judged.pop("judge/sha256"))
         # What `evaluate` drew stands at step 0: where the UI's slider is when a run is opened.
         final = {"test/generated": GENERATED, "test/reconstructed": RECONSTRUCTED}
         pictures = [Picture(key, 0, folder / path) for key, path in final.items()]
+        pictures += [Picture(f"figures/{path.stem}", 0, path) for path in sorted((folder / FIGURES).glob("*.png"))]
         pictures += sample_pictures(folder / SAMPLES)
         provenance = read_provenance(folder / MODEL)
         for key, value in provenance["params"].items():
             if getattr(params, key) != value:
                 raise InputError(f"{MODEL}: was trained with {key}: {value}, params.yaml has another; run `dvc repro`")
         splits = read_splits(provenance, folder / SUMS, metrics)
-        execution = Execution(folder, params, provenance, history, metrics, pictures, splits)
+        execution = Execution(folder, params, provenance, history, metrics | judged, pictures, splits, judge_sha256)
         _ = execution.results  # reads every file
     except OSError as error:
         name = Path(str(error.filename)).relative_to(folder) if error.filename else "a file"
         raise InputError(f"{name}: cannot be read ({error.strerror}); `dvc repro` makes it") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{HISTORY}, {METRICS} or {SUMS}: is not what the stages write; `dvc repro` makes it"
+            f"{HISTORY}, {METRICS}, {JUDGED} or {SUMS}: is not what the stages write; `dvc repro` makes it"
         ) from error
     return execution
 

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from pipeline.description import cpu, describe, same_results, short_name, tags_of
-from pipeline.execution import MODEL, Execution, read_execution
+from pipeline.execution import CACHED, Execution, read_execution
 from pipeline.live import Claim, checkpoint_path, home
 from pipeline.projection import fill, is_whole
 from pipeline.repository import (
@@ -92,6 +92,7 @@ def record(store: Store, root: Path, execution: Execution, source: Source, made:
         tags = tags_of(execution.provenance, source) | {
             "results.sha256": execution.results,
             "model.sha256": execution.model_sha256,
+            "judge.sha256": execution.judge_sha256,
             "mlflow.note.content": describe(execution, source, defaults(source, root)),
         }
         if claim:  # it was computed here
@@ -153,7 +154,7 @@ def from_commit(store: Store, root: Path, entry: Experiment) -> str:
     with tempfile.TemporaryDirectory() as folder:
         if not text_at(entry.commit, "dvc.lock", root):
             return ""  # nothing has been executed there
-        check_out(entry.commit, MODEL, root, Path(folder))
+        check_out(entry.commit, CACHED, root, Path(folder))
         execution = read_execution(Path(folder))
         return record(store, root, execution, source_of(entry, root), entry.made)
 
@@ -161,7 +162,10 @@ def from_commit(store: Store, root: Path, entry: Experiment) -> str:
 def from_workspace(store: Store, root: Path) -> str:
     """Log what `dvc repro` left in the workspace and nobody has committed; "" if it is not all there."""
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "-q", "train", "evaluate"], cwd=root, capture_output=True, check=False
+        [sys.executable, "-m", "dvc", "status", "-q", "train", "judge", "evaluate"],
+        cwd=root,
+        capture_output=True,
+        check=False,
     )
     if done.returncode != 0:
         return ""

@@ -35,6 +35,8 @@ class Params(BaseModel):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$")]
     sample_every: Annotated[int, Field(ge=1, le=100_000)]
+    eval_samples: Annotated[int, Field(ge=1, le=100_000)]
+    eval_proposal_scale: Annotated[float, Field(ge=0.1, le=10)]
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -59,6 +61,17 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         raise InputError(f"{path.name}: {_sentence(details[0], content)}") from error
 
 
+def read_values(text: str, name: str = "params.yaml") -> dict[str, Any]:
+    """What a params.yaml of any version says, or a dvc.lock, as it stands. Raises InputError where it is no mapping."""
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{name}: is not valid YAML{_where(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{name}: must hold one `key: value` a line")
+    return {str(key): value for key, value in content.items()}
+
+
 def _sentence(detail: ErrorDetails, content: dict[Any, Any]) -> str:
     """One pydantic error as `key: what is wrong (got …)`, in the words of the file's reader."""
     key = _shown(detail["loc"][0]).strip("'")
@@ -72,13 +85,11 @@ def _sentence(detail: ErrorDetails, content: dict[Any, Any]) -> str:
         case "invalid_key":
             return f"{key}: is not a known key"
         case "greater_than_equal":
-            wanted = f"must be at least {limits['ge']}"
+            wanted = f"must be at least {_number(limits['ge'])}"
         case "greater_than":
-            wanted = f"must be greater than {limits['gt']:g}"
+            wanted = f"must be greater than {_number(limits['gt'])}"
         case "less_than_equal":
-            wanted = (
-                f"must be at most {limits['le']:g}" if key == "learning_rate" else f"must be at most {limits['le']}"
-            )
+            wanted = f"must be at most {_number(limits['le'])}"
         case "int_type" | "int_from_float":
             wanted = "must be a whole number"
         case "float_type" | "finite_number":
@@ -90,6 +101,10 @@ def _sentence(detail: ErrorDetails, content: dict[Any, Any]) -> str:
         case _:
             wanted = detail["msg"]
     return f"{key}: {wanted} (got {_shown(detail['input'])})"
+
+
+def _number(limit: float) -> str:
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)
 
 
 def _shown(value: Any) -> str:

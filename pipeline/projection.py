@@ -35,7 +35,7 @@ from mlflow.tracking.multimedia import compress_image_size
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from PIL import Image
 
-from pipeline.execution import MODEL, SAMPLES, Execution, Picture, Record, Split
+from pipeline.execution import FIGURES, MODEL, SAMPLES, Execution, Picture, Record, Split
 from pipeline.tracking import Store, told
 
 BATCH = 1000  # metrics that MLflow takes in one call
@@ -117,7 +117,7 @@ def download(store: Store, run: Run, folder: Path) -> str:
     """Lay the results that a run holds into `folder`, under the paths that stages give them; its diff."""
     client, run_id = store.client, run.info.run_id
     model = _model_of(store, run)
-    for path in ((folder / MODEL).parent, folder / SAMPLES):
+    for path in ((folder / MODEL).parent, folder / SAMPLES, folder / FIGURES):
         path.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "model").mkdir()
@@ -129,6 +129,9 @@ def download(store: Store, run: Run, folder: Path) -> str:
         for path in Path(scratch, "images").glob("samples~*.png"):
             kind, step = path.name.removeprefix("samples~").split("+")[:3:2]
             shutil.copy(path, folder / SAMPLES / f"{kind}-epoch-{int(step):04d}.png")
+        for path in Path(scratch, "images").glob("figures~*.png"):
+            name = path.name.removeprefix("figures~").split("+")[0]
+            shutil.copy(path, folder / FIGURES / f"{name}.png")
         if model is not None:
             kept = mlflow.artifacts.download_artifacts(
                 f"models:/{model.model_id}", dst_path=f"{scratch}/model", tracking_uri=store.uri

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,9 +88,9 @@ def experiments(root: Path) -> list[Experiment]:
     return sorted(found, key=lambda experiment: (experiment.made, experiment.name))
 
 
-def head(root: Path) -> Experiment | None:
-    """HEAD as if it were an experiment without a name, a change of nothing; None where there is no commit."""
-    said = git("log", "-1", "--format=%H %ct", at=root).split()
+def head(root: Path, revision: str = "HEAD") -> Experiment | None:
+    """HEAD as if it were an experiment without a name, a change of nothing; None where there is no such commit."""
+    said = git("log", "-1", "--format=%H %ct", "--end-of-options", f"{revision}^{{commit}}", "--", at=root).split()
     return Experiment("", said[0], said[0], int(said[1]) * 1000) if said else None
 
 
@@ -98,22 +99,36 @@ def text_at(commit: str, path: str, root: Path) -> str:
     return git("show", f"{commit}:{path}", at=root)
 
 
-def check_out(commit: str, model: Path, root: Path, folder: Path) -> None:
-    """Put the files of a commit into `folder`, and the model that its dvc.lock names, out of DVC's cache or remote.
+def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> None:
+    """Put the files of a commit into `folder`, and those that its dvc.lock names, out of DVC's cache or remote.
 
-    Raises InputError where the model is in neither.
+    Raises InputError where one of these is in neither.
     """
+    unpack(commit, root, folder)
+    for path in cached:
+        fetch(commit, path, root, folder)
+
+
+def unpack(commit: str, root: Path, folder: Path) -> None:
+    """Put the files of a commit that are in git into `folder`."""
     archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
+
+
+def fetch(commit: str, path: Path, root: Path, folder: Path) -> None:
+    """Put a file that the dvc.lock of a commit names into `folder`, out of DVC's cache or a remote.
+
+    Raises InputError where it is in neither.
+    """
     from dvc.api import DVCFileSystem  # noqa: PLC0415  (half a second that the stage has no use for)
 
-    (folder / model.parent).mkdir(parents=True, exist_ok=True)
+    (folder / path.parent).mkdir(parents=True, exist_ok=True)
     try:
         files = DVCFileSystem(str(root), rev=commit)
-        files.get_file(model.as_posix(), str(folder / model))
+        files.get_file(path.as_posix(), str(folder / path))
     except Exception as error:  # DVC's, its remote's, or the network's
-        raise InputError(f"{model} is neither in DVC's cache nor in a remote; `dvc repro` makes it") from error
+        raise InputError(f"{path} is neither in DVC's cache nor in a remote; `dvc repro` makes it") from error
 
 
 def clone(root: Path, commit: str, diff: str, folder: Path) -> None:

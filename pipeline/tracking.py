@@ -30,10 +30,10 @@ from pipeline.server import StoreError, address, ask
 # The UI's table shows neither parameters nor metrics until they are ticked one by one; this view, which is saved with
 # the experiment and offered under "Views", has them. Its form is the UI's own: should that change, it is ignored.
 RESULTS_VIEW = {
-    "orderByKey": "metrics.`test/neg_elbo`",
+    "orderByKey": "metrics.`test/nll`",
     "orderByAsc": True,
     "selectedColumns": [
-        *(f"metrics.`test/{name}`" for name in ("neg_elbo", "recon", "kl", "mse")),
+        *(f"metrics.`test/{name}`" for name in ("nll", "neg_elbo", "recon", "kl", "active_units", "fd_judge")),
         *(f"params.`{name}`" for name in ("z_dim", "h_dim", "h_layers", "activation", "num_epochs", "batch_size")),
         *(f"params.`{name}`" for name in ("learning_rate", "val_size", "seed")),
     ],

@@ -156,7 +156,7 @@ def found(repo: Repo, mode: str, target: str) -> list[psutil.Process]:
 def stage_of(repo: Repo) -> str:
     for process in inside(repo.root, "-m pipeline."):
         with suppress(psutil.Error):
-            if match := re.search(r"-m pipeline\.(download|train|evaluate|log)\b", " ".join(process.cmdline())):
+            if match := re.search(r"-m pipeline\.(download|train|judge|evaluate|log)\b", " ".join(process.cmdline())):
                 return match[1]
     return ""
 

@@ -16,6 +16,10 @@ from mlflow.entities import Run
 from repo import Repo
 
 
+TABLES = ("history.csv", "metrics.json", "judge.json")
+FIGURES = ("bound", "interpolations", "kl_per_dimension", "posterior_means", "traversals")
+
+
 def points(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]:
     """Every point of a run but the system's, doubled ones included."""
     keys = [key for key in run.data.metrics if not key.startswith("system/")]
@@ -23,15 +27,16 @@ def points(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]
     return {key: sorted((point.step, point.value) for point in history) for key, history in found.items()}
 
 
-def expected_points(history: str, metrics: str) -> dict[str, list[tuple[int, float]]]:
-    """The points that history.csv and metrics.json hold."""
+def expected_points(history: str, metrics: str, judged: str) -> dict[str, list[tuple[int, float]]]:
+    """The points that history.csv, metrics.json and judge.json hold."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in csv.DictReader(io.StringIO(history)):
         for key, value in row.items():
             if key != "epoch" and not math.isnan(float(value)):
                 found.setdefault(key, []).append((int(row["epoch"]), float(value)))
-    test = json.loads(metrics)["test"]
-    return found | {f"test/{name}": [(0, float(value))] for name, value in test.items()}
+    for split, values in (json.loads(metrics) | json.loads(judged)).items():
+        found |= {f"{split}/{name}": [(0, value)] for name, value in values.items() if not isinstance(value, str)}
+    return found
 
 
 def artifacts(client: MlflowClient, run: Run, path: str | None = None) -> list[str]:
@@ -49,7 +54,8 @@ def assert_whole(repo: Repo, run: Run, revision: str) -> None:
     client = repo.store()
     at = lambda path: repo.run("git", "show", f"{revision}:{path}")  # noqa: E731
     assert run.info.status == "FINISHED"
-    assert points(client, run) == expected_points(at("reports/history.csv"), at("reports/metrics.json"))
+    assert points(client, run) == expected_points(*(at(f"reports/{name}") for name in TABLES))
+    assert run.data.tags["judge.sha256"] == json.loads(at("reports/judge.json"))["judge"]["sha256"]
     params = dict(re.findall(r"^(\w+): *([^ #\n]+)", at("params.yaml"), flags=re.MULTILINE))
     assert run.data.params == {key: str(float(v)) if key == "learning_rate" else v for key, v in params.items()}
     assert {tag.tags[0].value: json.loads(tag.dataset.profile)["num_rows"] for tag in run.inputs.dataset_inputs} == {
@@ -62,9 +68,11 @@ def assert_whole(repo: Repo, run: Run, revision: str) -> None:
     files = repo.run("git", "ls-tree", "-r", "--name-only", revision, "reports/samples/").split()
     steps = [re.fullmatch(r"reports/samples/(.+)-epoch-0*(\d+)\.png", name) for name in files]
     keys = [(f"samples/{match[1]}", int(match[2])) for match in steps]
-    keys += [("test/generated", 0), ("test/reconstructed", 0)]
+    keys += [("test/generated", 0), ("test/reconstructed", 0), *((f"figures/{name}", 0) for name in FIGURES)]
+    keys += [("figures/manifold", 0)] if params["z_dim"] == "2" else []
     assert shown == sorted((*key, form) for key in keys for form in (".png", "+compressed.webp"))
-    for name in ("history.csv", "metrics.json"):
+    assert "reports/per_image.parquet" in named
+    for name in (*TABLES, "bound.csv", "classes.csv", "kl_per_dimension.csv"):
         content = Path(
             download_artifacts(run_id=run.info.run_id, artifact_path=f"reports/{name}", tracking_uri=uri(client))
         )

@@ -400,6 +400,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(repo):
     for name in (
         "data/raw/train-labels-idx1-ubyte",
         "reports/metrics.json",
+        "reports/per_image.parquet",
         "reports/samples/generated-epoch-0001.png",
     ):
         path = repo.root / name

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, set_params
-from contents import artifacts, dump, expected_points, points
+from contents import FIGURES, TABLES, artifacts, dump, expected_points, points
 from filelock import FileLock
 from mlflow import MlflowClient
 from PIL import Image
 from servers import free_port, mlflow_server
 
-from pipeline import evaluate, log, train
+from pipeline import evaluate, judge, log, train
 from pipeline.errors import InputError
 from pipeline.execution import read_execution
 from pipeline.live import Claim
@@ -30,6 +30,7 @@ from pipeline.tracking import experiments_of
 @pytest.fixture
 def finished(workplace):
     train.main()
+    judge.main()
     evaluate.main()
     return workplace
 
@@ -69,7 +70,8 @@ def test_a_run_holds_what_the_files_say(finished, monkeypatch):
     assert (folder / "vae.safetensors").read_bytes() == Path("data/model/vae.safetensors").read_bytes()
     shown = sorted(path.name.split("+timestamp")[0] for path in (artifacts / "images").glob("*.png"))
     steps = [("samples", 0), ("samples", 2), ("samples", 3), ("test", 0)]
-    assert shown == sorted(f"{of}~{key}+step+{step}" for of, step in steps for key in ("generated", "reconstructed"))
+    keys = [f"{of}~{key}+step+{step}" for of, step in steps for key in ("generated", "reconstructed")]
+    assert shown == sorted([*keys, *(f"figures~{name}+step+0" for name in FIGURES)])
 
 
 def test_without_an_experiment_the_name_says_the_configuration(finished, capsys):
@@ -179,9 +181,7 @@ def test_four_at_once_on_an_empty_store_make_one_run_of_the_same_results(finishe
         assert process.returncode == 0 and "NOT in MLflow" not in said, said
     client, (run,) = runs(finished)
     assert set(experiments_of(run)) == names
-    assert points(client, run) == expected_points(
-        *(Path(f"reports/{name}").read_text() for name in ("history.csv", "metrics.json"))
-    )
+    assert points(client, run) == expected_points(*(Path(f"reports/{name}").read_text() for name in TABLES))
 
 
 def test_a_run_that_a_training_is_writing_is_left_alone(finished, monkeypatch, capsys):
@@ -202,7 +202,8 @@ def test_params_that_the_model_was_not_trained_with_are_refused(finished):
 def test_without_validation_there_are_no_validation_points(workplace):
     set_params(workplace, {"val_size": 0})
     train.main()
+    judge.main()
     evaluate.main()
     log.main()
     _, (run,) = runs(workplace)
-    assert {name.split("/")[0] for name in run.data.metrics} == {"train", "test"}
+    assert {name.split("/")[0] for name in run.data.metrics} == {"train", "test", "judge", "floor"}

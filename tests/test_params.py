@@ -13,6 +13,7 @@ from pipeline.params import Params, load_params
 ROOT = Path(__file__).parents[1]
 DEFAULTS = committed("params.yaml")
 
+SCALE = "eval_proposal_scale"
 ACTIVATIONS, DEVICES = "relu, tanh, gelu, silu", "auto, cpu, cuda, cuda:N, mps"
 
 # (what is wrong, the line it replaces, the line it becomes, the whole message)
@@ -32,6 +33,8 @@ BAD = [
     ("infinite", "learning_rate: 1e-3", "learning_rate: .inf", "learning_rate: must be a finite number (got inf)"),
     ("zero", "learning_rate: 1e-3", "learning_rate: 0", "learning_rate: must be greater than 0 (got 0)"),
     ("a word", "learning_rate: 1e-3", "learning_rate: abc", "learning_rate: must be a finite number (got 'abc')"),
+    ("a scale too small", f"{SCALE}: 1.4", f"{SCALE}: 0", f"{SCALE}: must be at least 0.1 (got 0)"),
+    ("a scale too large", f"{SCALE}: 1.4", f"{SCALE}: 11", f"{SCALE}: must be at most 10 (got 11)"),
     ("no choice", "activation: relu", "activation: rulu", f"activation: must be one of {ACTIVATIONS} (got 'rulu')"),
     ("no device", "device: auto", "device: gpu", f"device: must be one of {DEVICES} (got 'gpu')"),
     ("a number for a device", "device: auto", "device: 0", f"device: must be one of {DEVICES} (got 0)"),

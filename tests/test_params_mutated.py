@@ -26,17 +26,19 @@ DEFAULTS = YAML(typ="safe").load(committed("params.yaml"))
 WHOLE = {
     "val_size": (0, 50_000), "z_dim": (1, 1024), "h_dim": (1, 8192), "h_layers": (1, 8), "num_epochs": (1, 100_000),
     "batch_size": (1, 60_000), "seed": (0, 4_294_967_295), "sample_every": (1, 100_000),
+    "eval_samples": (1, 100_000),
 }  # fmt: skip
 CHOICES = {"dataset": ("mnist",), "activation": ("relu", "tanh", "gelu", "silu")}
 DEVICES = st.one_of(
     st.sampled_from(["auto", "cpu", "cuda", "mps"]), st.integers(0, 99).map(lambda number: f"cuda:{number}")
 )
-KEYS = [*WHOLE, *CHOICES, "learning_rate", "device"]
+KEYS = [*WHOLE, *CHOICES, "learning_rate", "eval_proposal_scale", "device"]
 
 VALID = {
     **{key: st.integers(low, high) for key, (low, high) in WHOLE.items()},
     **{key: st.sampled_from(choices) for key, choices in CHOICES.items()},
     "learning_rate": st.one_of(st.floats(0, 1, exclude_min=True), st.just(1)),
+    "eval_proposal_scale": st.floats(0.1, 10),
     "device": DEVICES,
 }
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12)
@@ -55,6 +57,9 @@ def invalid(key: str) -> st.SearchStrategy:
     if key == "learning_rate":
         outside = FLOATS.filter(lambda value: not 0 < value <= 1)
         return st.one_of(outside, WORDS, NO_SCALAR, st.integers(max_value=0), st.integers(min_value=2))
+    if key == "eval_proposal_scale":
+        outside = FLOATS.filter(lambda value: not 0.1 <= value <= 10)
+        return st.one_of(outside, WORDS, NO_SCALAR, st.integers(max_value=0), st.integers(min_value=11))
     if key == "device":
         known = ("auto", "cpu", "cuda", "mps")
         index = {f"cuda:{number}" for number in range(100)}

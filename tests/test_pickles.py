@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SUMS
 
-from pipeline import doctor, download, evaluate, log, train
+from pipeline import doctor, download, evaluate, judge, log, train
 from pipeline.errors import InputError
 from pipeline.fingerprint import fingerprint, ingredients
 from pipeline.live import Claim, checkpoint_path
@@ -62,6 +62,7 @@ def finished(workplace, monkeypatch) -> Path:
     """After the stages, with a claim and a checkpoint left over."""
     monkeypatch.setenv("DVC_STAGE", "train")
     train.main()
+    judge.main()
     evaluate.main()
     CALLED.clear()
     return workplace
@@ -72,9 +73,14 @@ FILES: dict[str, tuple[Callable[[], Path], Callable[[], object]]] = {
     "train-images": (lambda: Path("data/raw/train-images-idx3-ubyte"), train.main),
     "test images": (lambda: Path("data/raw/t10k-images-idx3-ubyte"), evaluate.main),
     "the model, to evaluate": (lambda: Path("data/model/vae.safetensors"), evaluate.main),
+    "test labels": (lambda: Path("data/raw/t10k-labels-idx1-ubyte"), evaluate.main),
+    "training labels": (lambda: Path("data/raw/train-labels-idx1-ubyte"), judge.main),
+    "the judge": (lambda: Path("data/judge/judge.safetensors"), evaluate.main),
     "the model, to log": (lambda: Path("data/model/vae.safetensors"), log.stage),
     "history.csv": (lambda: Path("reports/history.csv"), log.stage),
     "metrics.json": (lambda: Path("reports/metrics.json"), log.stage),
+    "judge.json": (lambda: Path("reports/judge.json"), log.stage),
+    "per_image.parquet": (lambda: Path("reports/per_image.parquet"), log.stage),
     "generated.png": (lambda: Path("reports/generated.png"), log.stage),
     "mnist.sha256": (lambda: Path("pipeline/mnist.sha256"), log.stage),
     "a claim": (lambda: Claim.path(Path(), "", training_identity()), log.stage),

@@ -10,8 +10,12 @@ from conftest import ROOT
 from repo import Repo, plant, started
 from ruamel.yaml import YAML
 
-STAGES = ["download", "train", "evaluate", "log"]
-REPORTS = ["generated.png", "history.csv", "metrics.json", "reconstructed.png", "samples"]
+STAGES = ["download", "train", "judge", "evaluate", "log"]
+AFTERWARDS = ["train", "evaluate", "log"]  # of an experiment: it shares the data and the judge
+REPORTS = [
+    "bound.csv", "classes.csv", "figures", "generated.png", "history.csv", "judge.json", "kl_per_dimension.csv",
+    "metrics.json", "per_image.parquet", "reconstructed.png", "samples",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,10 @@ def test_repro_leaves_everything_up_to_date(origin):
 def test_experiments_become_runs_beside_the_one_of_repro(origin):
     """In the workspace, and in a folder of its own that is gone afterwards."""
     baseline = origin.metrics()
-    assert started(origin.run("dvc", "exp", "run", "-n", "narrow", "-S", "z_dim=2")) == STAGES[1:]
+    assert started(origin.run("dvc", "exp", "run", "-n", "narrow", "-S", "z_dim=2")) == AFTERWARDS
     narrow = origin.metrics()
     assert narrow["kl"] != baseline["kl"]
-    assert started(origin.run("dvc", "exp", "run", "--temp", "-n", "slow", "-S", "learning_rate=1e-5")) == STAGES[1:]
+    assert started(origin.run("dvc", "exp", "run", "--temp", "-n", "slow", "-S", "learning_rate=1e-5")) == AFTERWARDS
 
     runs = origin.runs()
     assert (
@@ -58,7 +62,8 @@ def test_experiments_become_runs_beside_the_one_of_repro(origin):
         # under the root of the repository, whatever folder the experiment ran in
         artifacts = origin.root / "mlartifacts" / run.info.run_id / "artifacts"
         assert run.info.artifact_uri == artifacts.as_uri()
-        assert len(list((artifacts / "images").glob("*.png"))) == 8
+        planes = run.info.run_name == "narrow"
+        assert len(list((artifacts / "images").glob("*.png"))) == 8 + 5 + planes
     shown = json.loads(origin.run("dvc", "exp", "show", "--json"))
     assert "narrow" in json.dumps(shown) and "slow" in json.dumps(shown)
 
@@ -70,7 +75,7 @@ def test_experiments_become_runs_beside_the_one_of_repro(origin):
 
 def test_a_fresh_clone_gets_its_model_and_its_run(repo):
     """dvc.lock is committed and its results come out the same: the clone still has to be logged."""
-    assert started(repo.run("dvc", "repro")) == ["download", "train", "log"]
+    assert started(repo.run("dvc", "repro")) == STAGES, "the model, the judge and the numbers of each image"
     assert repo.run("git", "status", "--porcelain") == "", "the clone's bytes differ from the committed ones"
     assert set(repo.runs()) == {"z4-h32x1-relu-lr0.001-e3-s0"}
     assert started(repo.run("dvc", "repro")) == []
@@ -108,9 +113,9 @@ def test_what_dvc_shows_a_person(origin, tmp_path):
     assert re.search(r"z_dim +4 +8", origin.run("dvc", "params", "diff", "HEAD", "wide"))
     origin.run("dvc", "plots", "diff", "HEAD", "wide", "-o", str(tmp_path))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    for title in ("−ELBO", "reconstruction", "KL", "validation −ELBO"):
+    for title in ("−ELBO", "reconstruction", "KL", "validation −ELBO", "KL per latent dimension, the largest first"):
         assert json.dumps(title) in page or f'"{title}"' in page
-    for picture in ("generated.png", "reconstructed.png", "generated-epoch-0002.png", "reconstructed-epoch-0003.png"):
+    for picture in ("generated.png", "reconstructed.png", "generated-epoch-0002.png", "traversals.png"):
         assert "HEAD_reports_" in page and picture in page
 
 
@@ -130,5 +135,5 @@ def test_executed_again_it_gives_the_same_lock_with_one_thread_as_with_two(origi
     for number in range(int(os.environ.get("REPEATS", "2"))):
         repo.env["OMP_NUM_THREADS"] = str(1 + number % 2)
         said = repo.run("dvc", "repro", "-f", "evaluate")
-        assert started(said) == STAGES[:3] and "goes on" not in said
+        assert started(said) == STAGES[:4] and "goes on" not in said
         assert (repo.root / "dvc.lock").read_bytes() == lock

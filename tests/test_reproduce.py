@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from contents import FIGURES
 from repo import Repo, plant
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
@@ -14,6 +15,10 @@ from pipeline import reproduce as verb
 from pipeline.description import cpu
 from pipeline.difference import results
 
+REPORTS = {
+    "csv": ("bound", "classes", "history", "kl_per_dimension"), "json": ("judge", "metrics"),
+    "parquet": ("per_image",), "png": ("generated", "reconstructed"),
+}  # fmt: skip
 SHORT = "z4-h32x1-relu-lr0.001-e3-s0"
 
 
@@ -60,8 +65,9 @@ def test_a_run_of_any_mode_is_reproduced(repo, name):
     assert said.rstrip().endswith("reproduce: identical; the run is tagged `reproduced`"), said
     found = table(said)
     assert set(found.values()) == {"identical"}
-    reports = {f"reports/{file}" for file in ("metrics.json", "history.csv", "generated.png", "reconstructed.png")}
-    assert set(found) == reports | {
+    reports = {f"reports/{name}.{form}" for form, names in REPORTS.items() for name in names}
+    figures = {f"reports/figures/{name}.png" for name in (*FIGURES, *(["manifold"] if name == "temp" else []))}
+    assert set(found) == reports | figures | {
         "reports/samples/ (6)", "data/model/vae.safetensors", "tag model.sha256", "tag fingerprint",
     }  # fmt: skip
     assert re.fullmatch(r"\d{4}-\d\d-\d\d identical", tag(repo, name))

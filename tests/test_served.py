@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.models import Model
 from servers import free_port, kill_group, wait_for
 
-from pipeline import evaluate, log, train
+from pipeline import evaluate, judge, log, train
 from pipeline.vae.model import VAE, load_model
 
 Z_DIM = 4
@@ -74,6 +74,7 @@ def logged(tmp_path_factory, small_mnist) -> Logged:
         for name in os.environ.keys() - keep.keys():
             patch.delenv(name)
         train.main()
+        judge.main()
         evaluate.main()
         log.stage()
     store = f"sqlite:///{root / 'mlflow.db'}"

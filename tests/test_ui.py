@@ -19,7 +19,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 from servers import free_port, kill_group, wait_for
 
-from pipeline import evaluate, log, train
+from pipeline import evaluate, judge, log, train
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -123,6 +123,7 @@ def store(tmp_path_factory, small_mnist) -> Store:
             set_params(root, {"z_dim": z_dim})
             patch.setenv("DVC_EXP_NAME", f"code-of-{z_dim}")
             train.main()
+            judge.main()
             evaluate.main()
             log.stage()
     uri = f"sqlite:///{root / 'mlflow.db'}"

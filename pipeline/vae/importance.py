@@ -10,7 +10,7 @@ split into chunks nor on which others there are.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from pipeline.vae.model import VAE
 from pipeline.vae.randomness import PROTOCOL_SEED, generator, standard_normal
 
 # Draws decoded at a time: on a CPU about what its caches hold, on a GPU enough to keep it busy.
-ROWS = {"cpu": 4096, "cuda": 1 << 17, "mps": 1 << 16}
+ROWS = {"cpu": 1024, "cuda": 1 << 17, "mps": 1 << 16}
 FACTORS = 64  # of at most 2 each are multiplied before the logarithm: 2^64 is far within float32
 
 Recon = Callable[[Tensor, Tensor], Tensor]
@@ -28,8 +28,9 @@ Recon = Callable[[Tensor, Tensor], Tensor]
 def bernoulli_recon_of_draws(logits: Tensor, x: Tensor) -> Tensor:
     """−log p(x|z_k), summed over pixels, for K draws of z an image: logits [B, K, D], x [B, D] → [B, K], in nats.
 
-    Equal to `bernoulli_recon`, at a third of its time: Σ max(l, 0) − l x is a product with ½ − x plus ½ Σ |l|, and the
-    logarithm is taken of products of the factors 1 + e^−|l|, each in (1, 2], instead of each.
+    Logits [1, K, D] are those of draws that all images share. Equal to `bernoulli_recon`, at a third of its time:
+    Σ max(l, 0) − l x is a product with ½ − x plus ½ Σ |l|, and the logarithm is taken of products of the factors
+    1 + e^−|l|, each in (1, 2], instead of each.
     """
     linear = torch.einsum("bkd,bd->bk", logits, 0.5 - x)
     magnitude = logits.abs()
@@ -44,12 +45,19 @@ def bernoulli_recon_of_draws(logits: Tensor, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_weights(
-    model: VAE, x: Tensor, num_samples: int, *, scale: float = 1.0, recon: Recon = bernoulli_recon_of_draws
+    model: VAE,
+    x: Tensor,
+    num_samples: int,
+    *,
+    scale: float = 1.0,
+    first: int = 0,
+    recon: Recon = bernoulli_recon_of_draws,
 ) -> Tensor:
     """Log w for `num_samples` draws of z an image from N(μ, (scale σ)²): x [N, D] in [0, 1] → [N, K], on the CPU.
 
     log w = log p(x|z) + Σ_j [log scale σ_j + ½ ε_j² − ½ z_j²] for z = μ + scale σ ε; the (2π)^½ of the prior and of q
-    cancel. `x` is on the model's device and of its type. Raises ValueError where there is nothing to draw.
+    cancel. `x` is on the model's device and of its type; its images are the `first`, … of those that have noise of
+    their own. Raises ValueError where there is nothing to draw.
     """
     if num_samples < 1 or not scale > 0:
         raise ValueError(f"at least one draw, from a scale above 0 (got {num_samples}, {scale})")
@@ -58,13 +66,10 @@ def log_weights(
     for start in range(0, len(x), step):
         batch = x[start : start + step]
         mu, log_var = (half.unsqueeze(1) for half in model.encode(batch))
-        eps = torch.stack([noise(num_samples, model.z_dim, start + index) for index in range(len(batch))]).to(mu)
+        eps = torch.stack([noise(num_samples, model.z_dim, first + start + i) for i in range(len(batch))]).to(mu)
         z = mu + scale * torch.exp(0.5 * log_var) * eps
         log_ratio = (math.log(scale) + 0.5 * (log_var + eps.square() - z.square())).sum(dim=-1)
-        draws = [
-            log_ratio[:, first : first + rows(x)] - recon(model.decode(z[:, first : first + rows(x)]), batch)
-            for first in range(0, num_samples, rows(x))
-        ]
+        draws = [log_ratio[:, some] - recon(model.decode(z[:, some]), batch) for some in _slices(num_samples, rows(x))]
         found.append(torch.cat(draws, dim=1).cpu())
     return torch.cat(found)
 
@@ -77,9 +82,13 @@ def prior_log_weights(model: VAE, x: Tensor, num_samples: int, *, recon: Recon =
     explains it.
     """
     z = standard_normal((num_samples, model.z_dim), PROTOCOL_SEED, "prior").to(x)
-    logits = model.decode(z)
-    step = max(1, rows(x) // num_samples)
-    return torch.cat([recon(logits.expand(len(batch), -1, -1), batch).neg_().cpu() for batch in x.split(step)])
+    draws = [recon(model.decode(z[some]).unsqueeze(0), x).neg_().cpu() for some in _slices(num_samples, rows(x))]
+    return torch.cat(draws, dim=1)
+
+
+def _slices(n: int, step: int) -> Iterator[slice]:
+    for start in range(0, n, step):
+        yield slice(start, start + step)
 
 
 def neg_log_mean(log_w: Tensor, num_samples: int | None = None) -> Tensor:

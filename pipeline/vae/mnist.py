@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.errors import InputError
 
 IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
 SIDE = 28
 PIXELS = SIDE * SIDE
 
@@ -45,6 +46,24 @@ def load_images(folder: Path, split: str) -> Tensor:
     if images.ndim != 3 or images.shape[1:] != (SIDE, SIDE) or len(images) == 0:
         raise InputError(f"{path}: must hold 28 × 28 images (its header says {' × '.join(map(str, images.shape))})")
     return images.reshape(-1, PIXELS)
+
+
+def load_labels(folder: Path, split: str) -> Tensor:
+    """The digits that the images of `split` show, uint8 [N] in 0 … 9. Raises InputError on anything else."""
+    path = folder / LABELS[split]
+    labels = read_idx(path)
+    if labels.ndim != 1 or len(labels) == 0 or labels.max() > 9:
+        raise InputError(f"{path}: must hold one digit an image")
+    return labels
+
+
+def load_labelled(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+    """The images of `split` and the digit of each. Raises InputError where there are not as many of both."""
+    images, labels = load_images(folder, split), load_labels(folder, split)
+    if len(images) != len(labels):
+        path = folder / LABELS[split]
+        raise InputError(f"{path}: must hold a label for each of {len(images)} images, not {len(labels)}")
+    return images, labels
 
 
 def hold_out(images: Tensor, val_size: int) -> tuple[Tensor, Tensor]:

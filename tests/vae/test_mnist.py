@@ -5,7 +5,7 @@ import torch
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from pipeline.errors import InputError
-from pipeline.vae.mnist import IMAGES, hold_out, load_images, read_idx, to_unit
+from pipeline.vae.mnist import IMAGES, LABELS, hold_out, load_images, load_labels, read_idx, to_unit
 
 
 def idx(*shape, data=None, kind=8):
@@ -49,6 +49,13 @@ def test_a_wrong_file_is_refused_by_name_in_one_line(tmp_path, content):
     with pytest.raises(InputError) as caught:
         load_images(tmp_path, "train")
     assert IMAGES["train"] in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [idx(2, 28, 28, data=bytes(2 * 784)), idx(0), idx(2, data=bytes([3, 10]))])
+def test_what_is_no_digits_is_refused(tmp_path, content):
+    (tmp_path / LABELS["train"]).write_bytes(content)
+    with pytest.raises(InputError, match=r"train-labels-idx1-ubyte: must hold one digit an image"):
+        load_labels(tmp_path, "train")
 
 
 def test_a_missing_file_is_named_with_the_command_that_fetches_it(tmp_path):
