@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.vae.classifier import EPOCHS, Classifier, judge, new_classifier, save_classifier, train_classifier
-from pipeline.vae.mnist import IMAGES, LABELS, load_images, load_labels
+from pipeline.vae.mnist import IMAGES, load_labelled
 from pipeline.vae.sample_quality import NEIGHBORS, quality
 
 RAW = Path("data/raw")
@@ -65,12 +65,8 @@ def main() -> None:
 
 
 def read(split: str) -> tuple[Tensor, Tensor]:
-    """The images of a split and their labels. Raises InputError where they are not as many, or too few to compare."""
-    images, labels = load_images(RAW, split), load_labels(RAW, split)
-    if len(images) != len(labels):
-        raise InputError(
-            f"{RAW / LABELS[split]}: must hold a label for each of {len(images)} images, not {len(labels)}"
-        )
+    """The images of a split and their labels. Raises InputError where they are too few to compare."""
+    images, labels = load_labelled(RAW, split)
     if len(images) <= NEIGHBORS:
         raise InputError(f"{RAW / IMAGES[split]}: must hold more than {NEIGHBORS} images (it holds {len(images)})")
     return images, labels

@@ -15,7 +15,6 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from repo import Repo
 
-
 TABLES = ("history.csv", "metrics.json", "judge.json")
 FIGURES = ("bound", "interpolations", "kl_per_dimension", "posterior_means", "traversals")
 

@@ -9,7 +9,7 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BARE_GPU_MACHINE = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "PIL", "safetensors", "tqdm"}
+BARE_GPU_MACHINE = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "PIL", "safetensors", "sklearn", "threadpoolctl", "tqdm"}
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,6 @@ wait for one another there take many times as long.
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from pipeline.errors import InputError
+from pipeline.vae.device import one_thread
 from pipeline.vae.mnist import SIDE, to_unit
 from pipeline.vae.randomness import PROTOCOL_SEED, generator, permutation
 
@@ -75,17 +75,6 @@ class Classifier(nn.Module):
         """Images [B, 784] in [0, 1] → logits of the ten digits, [B, 10]."""
         logits: Tensor = self.head(self.features(images))
         return logits
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Give PyTorch's work on the CPU one thread, and so the same bits on machines with more cores or fewer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def new_classifier(seed: int = PROTOCOL_SEED) -> Classifier:

@@ -1,6 +1,8 @@
 """Which device a run uses, and how it is made to give the same bits twice."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -35,6 +37,17 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda {torch.version.cuda} ({torch.cuda.get_device_name(device)})"
     return device.type
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Give PyTorch's work on the CPU one thread, and so the same bits on machines with more cores or fewer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _best() -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.vae.classifier import DIGITS, one_thread
+from pipeline.vae.device import one_thread
 
 NEIGHBORS = 5
 CHUNK = 1 << 21  # distances held at a time
@@ -102,4 +102,4 @@ def class_shares(classes: Tensor) -> Tensor:
     """The share of each digit among classes [N] in 0 … 9: [10], in float64. Raises ValueError where there are none."""
     if len(classes) == 0:
         raise ValueError("no classes to count")
-    return classes.bincount(minlength=DIGITS).double() / len(classes)
+    return classes.bincount(minlength=10).double() / len(classes)
