@@ -1,6 +1,7 @@
 """What a run says of itself to a person: its name, and a page of Markdown in the UI."""
 
 import platform
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +51,7 @@ def cpu() -> str:
 def restore(source: Source) -> str:
     """The literal commands that bring back the files of an execution."""
     if source.experiment:
-        return f"dvc exp apply {source.experiment}"
+        return f"dvc exp apply {shlex.quote(source.experiment)}"
     if not source.baseline:
         return "dvc repro"
     if source.dirty:  # the run-cache has what was computed
@@ -72,7 +73,7 @@ def describe(execution: Execution, source: Source, defaults: Mapping[str, object
 
 def same_results(experiment: str) -> str:
     """The paragraph that is added when an experiment is given these results out of DVC's run-cache."""
-    return f"The same results, out of DVC's run-cache:\n\n    dvc exp apply {experiment}"
+    return f"The same results, out of DVC's run-cache:\n\n    dvc exp apply {shlex.quote(experiment)}"
 
 
 def _changed(params: Mapping[str, object], source: Source, defaults: Mapping[str, object] | None) -> Iterator[str]:
