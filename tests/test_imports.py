@@ -9,7 +9,9 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BARE_GPU_MACHINE = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "PIL", "safetensors", "sklearn", "threadpoolctl", "tqdm"}
+BARE_GPU_MACHINE = {
+    "torch", "torchvision", "numpy", "pandas", "matplotlib", "PIL", "safetensors", "sklearn", "threadpoolctl", "tqdm",
+}  # fmt: skip
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -41,6 +43,9 @@ def test_the_contract_holds(house):
         ("train.py", "import mlflow"),
         ("train.py", "from pipeline.evaluate import main as evaluate_main"),
         ("evaluate.py", "from ruamel.yaml import YAML"),
+        ("comparison/statistics.py", "import mlflow"),
+        ("comparison/runs.py", "from pipeline.vae.model import VAE"),
+        ("vae/plots.py", "from pipeline.vae.metrics import elbo"),
     ],
 )
 def test_what_is_planted_breaks_it(house, module, line):

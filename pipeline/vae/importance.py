@@ -19,8 +19,8 @@ from pipeline.vae.model import VAE
 from pipeline.vae.randomness import PROTOCOL_SEED, generator, standard_normal
 
 # Draws decoded at a time: on a CPU about what its caches hold, on a GPU enough to keep it busy.
-ROWS = {"cpu": 1024, "cuda": 1 << 17, "mps": 1 << 16}
-FACTORS = 64  # of at most 2 each are multiplied before the logarithm: 2^64 is far within float32
+ROWS = {"cpu": 512, "cuda": 1 << 17, "mps": 1 << 16}
+FACTORS = 64  # of ½ or more are multiplied before the logarithm: 2^−64 is far within float32
 
 Recon = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,19 +28,19 @@ Recon = Callable[[Tensor, Tensor], Tensor]
 def bernoulli_recon_of_draws(logits: Tensor, x: Tensor) -> Tensor:
     """−log p(x|z_k), summed over pixels, for K draws of z an image: logits [B, K, D], x [B, D] → [B, K], in nats.
 
-    Logits [1, K, D] are those of draws that all images share. Equal to `bernoulli_recon`, at a third of its time:
-    Σ max(l, 0) − l x is a product with ½ − x plus ½ Σ |l|, and the logarithm is taken of products of the factors
-    1 + e^−|l|, each in (1, 2], instead of each.
+    Logits [1, K, D] are those of draws that all images share. Equal to `bernoulli_recon`, at less than half its time:
+    Σ softplus(l) − l x is a product with ½ − x plus ½ Σ |l| − log Π sigmoid |l|, and the logarithm is taken of products
+    of FACTORS sigmoids, each in [½, 1], instead of each.
     """
     linear = torch.einsum("bkd,bd->bk", logits, 0.5 - x)
     magnitude = logits.abs()
     linear += 0.5 * magnitude.sum(dim=-1)
-    product = magnitude.neg_().exp_().add_(1)
+    product = magnitude.sigmoid_()
     factors = 1
     while product.shape[-1] % 2 == 0 and factors < FACTORS:
         first, second = product.chunk(2, dim=-1)
         product, factors = first * second, 2 * factors
-    return linear + product.log().sum(dim=-1)
+    return linear - product.log().sum(dim=-1)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
@@ -50,6 +51,7 @@ def draw_kl(kl: Tensor, active: Tensor, path: Path) -> None:
     axes.set_xlabel("latent dimension, by its KL (grey: Var μ ≤ 0.01)")
     axes.set_ylabel("nats per image")
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _save(figure, path)
 
 
