@@ -38,3 +38,10 @@ def test_it_bridges_to_the_cross_entropy_of_grey_values():
 def test_a_decoder_that_is_sure_and_wrong_pays_no_more_than_the_limit():
     logits, b = torch.full((1, 1, 10), 1000.0), torch.zeros(1, 10)
     assert clamped_recon_of_draws(logits, b).item() == pytest.approx(-10 * math.log(LIMIT), rel=1e-4)
+
+
+def test_what_is_certain_for_all_pixels_alike_does_not_add_up_to_an_error():
+    """In float32: a clamped black border is hundreds of equal logits, whose rounding errors would have one sign."""
+    logits, b = torch.full((1, 500, 784), -1000.0), torch.zeros(1, 784)
+    found = clamped_recon_of_draws(logits, b)
+    assert found.flatten().tolist() == pytest.approx([-784 * math.log1p(-LIMIT)] * 500, abs=1e-4)
