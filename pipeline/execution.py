@@ -101,8 +101,8 @@ def read_execution(folder: Path = Path()) -> Execution:
     params = load_params(folder / "params.yaml")
     try:
         history = list(read_history(folder / HISTORY))
-        metrics, judged = (flat(json.loads((folder / path).read_text(encoding="utf-8"))) for path in (METRICS, JUDGED))
-        judge_sha256 = str(judged.pop("judge/sha256"))
+        metrics = flat(json.loads((folder / METRICS).read_text(encoding="utf-8")))
+        judge_sha256 = str(json.loads((folder / JUDGED).read_text(encoding="utf-8"))["judge"]["sha256"])
         # What `evaluate` drew stands at step 0: where the UI's slider is when a run is opened.
         final = {"test/generated": GENERATED, "test/reconstructed": RECONSTRUCTED}
         pictures = [Picture(key, 0, folder / path) for key, path in final.items()]
@@ -113,7 +113,7 @@ def read_execution(folder: Path = Path()) -> Execution:
             if getattr(params, key) != value:
                 raise InputError(f"{MODEL}: was trained with {key}: {value}, params.yaml has another; run `dvc repro`")
         splits = read_splits(provenance, folder / SUMS, metrics)
-        execution = Execution(folder, params, provenance, history, metrics | judged, pictures, splits, judge_sha256)
+        execution = Execution(folder, params, provenance, history, metrics, pictures, splits, judge_sha256)
         _ = execution.results  # reads every file
     except OSError as error:
         name = Path(str(error.filename)).relative_to(folder) if error.filename else "a file"

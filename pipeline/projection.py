@@ -109,6 +109,7 @@ def fill(store: Store, run: Run, execution: Execution, tags: Mapping[str, str], 
     _send(client, run, [
         Metric(key, value, at, 0, model.model_id, execution.params.dataset, _digest(test))
         for key, value in execution.metrics.items()
+        if not key.endswith("_se")  # a chart each in the UI, beside that of the mean; they are in reports/metrics.json
     ])  # fmt: skip
 
 

@@ -33,7 +33,7 @@ RESULTS_VIEW = {
     "orderByKey": "metrics.`test/nll`",
     "orderByAsc": True,
     "selectedColumns": [
-        *(f"metrics.`test/{name}`" for name in ("nll", "neg_elbo", "recon", "kl", "active_units", "fd_judge")),
+        *(f"metrics.`test/{name}`" for name in ("nll", "neg_elbo", "kl", "fd_judge")),
         *(f"params.`{name}`" for name in ("z_dim", "h_dim", "h_layers", "activation", "num_epochs", "batch_size")),
         *(f"params.`{name}`" for name in ("learning_rate", "val_size", "seed")),
     ],

@@ -15,7 +15,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from repo import Repo
 
-TABLES = ("history.csv", "metrics.json", "judge.json")
+TABLES = ("history.csv", "metrics.json")
 FIGURES = ("bound", "interpolations", "kl_per_dimension", "posterior_means", "traversals")
 
 
@@ -26,16 +26,15 @@ def points(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]
     return {key: sorted((point.step, point.value) for point in history) for key, history in found.items()}
 
 
-def expected_points(history: str, metrics: str, judged: str) -> dict[str, list[tuple[int, float]]]:
-    """The points that history.csv, metrics.json and judge.json hold."""
+def expected_points(history: str, metrics: str) -> dict[str, list[tuple[int, float]]]:
+    """The points that history.csv and metrics.json hold; standard errors stay in the file."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in csv.DictReader(io.StringIO(history)):
         for key, value in row.items():
             if key != "epoch" and not math.isnan(float(value)):
                 found.setdefault(key, []).append((int(row["epoch"]), float(value)))
-    for split, values in (json.loads(metrics) | json.loads(judged)).items():
-        found |= {f"{split}/{name}": [(0, value)] for name, value in values.items() if not isinstance(value, str)}
-    return found
+    test = json.loads(metrics)["test"]
+    return found | {f"test/{name}": [(0, float(value))] for name, value in test.items() if not name.endswith("_se")}
 
 
 def artifacts(client: MlflowClient, run: Run, path: str | None = None) -> list[str]:
@@ -71,7 +70,7 @@ def assert_whole(repo: Repo, run: Run, revision: str) -> None:
     keys += [("figures/manifold", 0)] if params["z_dim"] == "2" else []
     assert shown == sorted((*key, form) for key in keys for form in (".png", "+compressed.webp"))
     assert "reports/per_image.parquet" in named
-    for name in (*TABLES, "bound.csv", "classes.csv", "kl_per_dimension.csv"):
+    for name in (*TABLES, "judge.json", "bound.csv", "classes.csv", "kl_per_dimension.csv"):
         content = Path(
             download_artifacts(run_id=run.info.run_id, artifact_path=f"reports/{name}", tracking_uri=uri(client))
         )

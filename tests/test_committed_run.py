@@ -1,7 +1,7 @@
 """The committed results, computed again from the committed run's files by other code than the project's.
 
-The files are in DVC's cache and not in git: after `make repro` they are there. Weights, images and judge are read with
-nothing but safetensors and NumPy; of the project only the addresses of the noise are used, which are part of the protocol.
+The files are in DVC's cache and not in git: after `make repro` they are there. Of the project only the addresses of the
+noise, which are part of the protocol, and the judge's network are used.
 """
 
 import hashlib

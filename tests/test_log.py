@@ -206,4 +206,4 @@ def test_without_validation_there_are_no_validation_points(workplace):
     evaluate.main()
     log.main()
     _, (run,) = runs(workplace)
-    assert {name.split("/")[0] for name in run.data.metrics} == {"train", "test", "judge", "floor"}
+    assert {name.split("/")[0] for name in run.data.metrics} == {"train", "test"}

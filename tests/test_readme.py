@@ -12,13 +12,28 @@ from pipeline.params import Params
 ROOT = Path(__file__).parents[1]
 README = committed("README.md")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+JUDGED = json.loads(committed("reports/judge.json"))
 TEST = json.loads(committed("reports/metrics.json"))["test"]
 
 
 def test_the_default_runs_figures_are_the_committed_ones():
     (row,) = re.findall(r"^\| `make repro` \| (.*) \|$", README, flags=re.MULTILINE)
-    shown = dict(zip(("neg_elbo", "recon", "kl", "mse"), row.split(" | "), strict=True))
-    assert shown == {name: f"{TEST[name]:.{4 if name == 'mse' else 2}f}" for name in shown}
+    expected = {name: f"{TEST[name]:.2f}" for name in ("neg_elbo", "recon", "kl", "fd_judge")}
+    expected |= {"nll": f"{TEST['nll']:.2f} ± {TEST['nll_se']:.2f}", "active_units": str(TEST["active_units"])}
+    columns = ("nll", "neg_elbo", "recon", "kl", "active_units", "fd_judge")
+    assert dict(zip(columns, row.split(" | "), strict=True)) == expected
+    assert f"fd_judge {JUDGED['floor']['fd_judge']:.2f}" in README and f"{JUDGED['judge']['accuracy']:.2%}" in README
+
+
+def test_the_figures_of_the_benchmark_are_the_committed_ones():
+    measured = json.loads(committed("benchmarks/nll.json"))
+    usual, many = measured["against_usual_5000"], measured["against_plain_10000_on_1000"]
+    assert measured["ratio_median"] >= 15 and usual["difference"] < 0
+    assert many["difference"] <= 2 * many["se"], "at least as tight, as far as 1,000 images say"
+    words = " ".join(README.split())
+    assert f"{measured['ratio_median']:.1f} times" in words
+    for gap in (usual, many):
+        assert f"{-gap['difference']:.3f} ± {gap['se']:.3f}" in words
 
 
 def test_the_default_run_is_as_good_as_the_model_is_known_to_be():
@@ -27,7 +42,8 @@ def test_the_default_run_is_as_good_as_the_model_is_known_to_be():
 
 
 def test_every_metric_has_its_line_in_the_glossary():
-    assert all(f"`…/{name}`" in README for name in TEST)
+    assert all(f"`…/{name}`" in README for name in TEST if not name.endswith("_se"))
+    assert {name.removesuffix("_se") for name in TEST} <= set(TEST) and "`…_se`" in README
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)\b(?=[ `\n])", README)) - {"one"}))

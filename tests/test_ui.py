@@ -145,7 +145,7 @@ def page(store, tmp_path_factory) -> Iterator[Page]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     # Wide and high: neither the table nor the charts draw what is out of sight.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=2400,3000"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=2400,6000"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     try:
