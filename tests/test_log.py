@@ -20,10 +20,12 @@ from PIL import Image
 from servers import free_port, mlflow_server
 
 from pipeline import evaluate, judge, log, train
+from pipeline.description import restore
 from pipeline.errors import InputError
 from pipeline.execution import read_execution
 from pipeline.live import Claim
 from pipeline.params import load_params
+from pipeline.repository import Source
 from pipeline.tracking import experiments_of
 
 
@@ -207,3 +209,7 @@ def test_without_validation_there_are_no_validation_points(workplace):
     log.main()
     _, (run,) = runs(workplace)
     assert {name.split("/")[0] for name in run.data.metrics} == {"train", "test"}
+
+
+def test_a_name_from_outside_is_quoted_in_the_command_that_restores():
+    assert restore(Source("a;id", "0" * 40, "")) == "dvc exp apply 'a;id'"

@@ -5,6 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from contents import FIGURES
 from repo import Repo, plant
@@ -13,7 +15,7 @@ from safetensors.numpy import load_file, save
 
 from pipeline import reproduce as verb
 from pipeline.description import cpu
-from pipeline.difference import results
+from pipeline.difference import difference, results
 
 REPORTS = {
     "csv": ("bound", "classes", "history", "kl_per_dimension"), "json": ("judge", "metrics"),
@@ -155,3 +157,14 @@ def test_what_cannot_be_reproduced_is_one_line(repo, tmp_path):
     client, run = repo.store(), repo.runs()["temp"]
     client.set_tag(run.info.run_id, "mlflow.source.git.commit", "f" * 40)
     assert reproduce(repo, "temp", ok=False).splitlines()[-1].startswith("commit ffffffffff is not in this repository")
+
+
+def test_tables_that_differ_are_told_with_the_place(tmp_path):
+    """Columns by their names, rows by what their first column says."""
+    for name, nll, bound in (("one", 2.0, 95.5), ("other", 2.5, 95.75)):
+        pyarrow.parquet.write_table(pyarrow.table({"kl": [1.0, 1.0], "nll": [2.0, nll]}), tmp_path / f"{name}.parquet")
+        (tmp_path / f"{name}.csv").write_text(f"k,widened\n10,97.5\n500,{bound}\n")
+    said = difference(tmp_path / "one.parquet", tmp_path / "other.parquet")
+    assert said == "differs by 0.5 at most, in nll (1 of 2 columns differ)"
+    said = difference(tmp_path / "one.csv", tmp_path / "other.csv")
+    assert said == "differs by 0.25 at most, in widened at k 500 (1 of 4 values differ)"

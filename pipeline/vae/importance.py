@@ -28,7 +28,7 @@ Recon = Callable[[Tensor, Tensor], Tensor]
 def bernoulli_recon_of_draws(logits: Tensor, x: Tensor) -> Tensor:
     """−log p(x|z_k), summed over pixels, for K draws of z an image: logits [B, K, D], x [B, D] → [B, K], in nats.
 
-    Logits [1, K, D] are those of draws that all images share. Equal to `bernoulli_recon`, at less than half its time:
+    Logits [1, K, D] are those of draws that all images share. Equal to `bernoulli_recon`, in about half its time:
     Σ max(l, 0) − l x − log Π sigmoid |l|, where the logarithm is taken of products of FACTORS sigmoids, each in [½, 1].
     """
     linear = logits.clamp(min=0).sum(dim=-1) - torch.einsum("bkd,bd->bk", logits, x)
