@@ -3,13 +3,14 @@
 PYTHON ?= python3
 VENV   ?= $(CURDIR)/.venv
 PORT   ?= 5000
+JOBS   ?= 2
 
 # For what dvc starts. The tools themselves are named with their path, since the make of macOS would look for them
 # in the PATH it was started with.
 export PATH := $(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup install lock repro test check format ui
+.PHONY: help setup install lock repro queue bench test check format ui
 
 help:           ## this list
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,9 +35,19 @@ repro: setup    ## download → train → evaluate → log
 	@"$(VENV)/bin/python" -c "from pipeline import errors, params; errors.run(params.load_params)"
 	"$(VENV)/bin/dvc" repro
 
+# Workers end when the queue is empty; where some are at work already, only what JOBS has more is started.
+queue: setup    ## what `dvc exp run --queue` has queued, JOBS=2 at a time
+	@if "$(VENV)/bin/dvc" queue status | grep -q " Queued *$$"; then \
+	  "$(VENV)/bin/dvc" queue start -j $(JOBS) && \
+	  echo "How far it is: dvc queue status; what one says: dvc queue logs NAME -f; what came out: python -m pipeline.compare"; \
+	else echo "Nothing waits in the queue: dvc exp run --queue -S z_dim=2,5,10,20 puts four experiments there"; fi
+
 # A file at a time on each core: the tests wait for processes of their own more than they compute.
 test: setup     ## every test
 	"$(VENV)/bin/python" -m pytest -n auto --dist loadfile
+
+bench: setup    ## how fast everything is, into reports/benchmarks/: about ten minutes
+	"$(VENV)/bin/python" benchmarks/run.py $(ROUNDS)
 
 check: setup    ## format, lint, types, import contract
 	"$(VENV)/bin/ruff" format --check .

@@ -19,8 +19,8 @@ from pipeline.comparison.terminal import printable, table
 from pipeline.comparison.tracked import Tracker
 from pipeline.comparison.wording import answer, caveat
 from pipeline.errors import InputError, run, writing
-from pipeline.live import home
 from pipeline.repository import Experiment, experiments, head
+from pipeline.root import home
 
 PAGE = Path("reports/compare.html")
 

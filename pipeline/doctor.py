@@ -15,7 +15,7 @@ from pipeline.checks.processes import check_stages
 from pipeline.checks.store import check_mlruns, check_store
 from pipeline.checks.workspace import check_folders, check_head, check_locks, check_queue
 from pipeline.errors import InputError, run
-from pipeline.live import home
+from pipeline.root import home
 
 
 def main() -> None:

@@ -6,13 +6,17 @@ runs can be compared image by image.
 
 from pipeline.errors import run, writing
 from pipeline.params import load_params
+from pipeline.root import home
+from pipeline.sharing import first_free, join, share_of_cores
 
 if __name__ == "__main__":
     run(load_params)  # what is wrong in params.yaml is said before the seconds that torch takes to import
+    join(home())  # and who computes already has made room by then
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -23,7 +27,7 @@ from tqdm import tqdm
 
 from pipeline.vae.binarization import binarize, digest
 from pipeline.vae.classifier import judge, load_classifier
-from pipeline.vae.device import prepare_device
+from pipeline.vae.device import prepare_device, set_threads
 from pipeline.vae.exploration import encode
 from pipeline.vae.figures import save_grid, save_pairs
 from pipeline.vae.gallery import draw_gallery
@@ -52,14 +56,16 @@ FIGURES = Path("reports/figures")
 def main() -> None:
     """Read model, judge and images; write the metrics, the tables behind them and the pictures."""
     params = load_params()
-    device = prepare_device(params.device, said_in="params.yaml")
+    device = prepare_device(params.device, "params.yaml", partial(first_free, home(), "evaluate"))
+    share = partial(share_of_cores, home(), torch.get_num_threads())
     images, labels = load_labelled(RAW, "test")
     model, _ = load_model(MODEL)
     model.to(device)
 
     bound = elbo(model, images)
     ks = sample_sizes(params.eval_samples)
-    found = likelihood(model, images, params.eval_samples, params.eval_proposal_scale)
+    found = likelihood(model, images, params.eval_samples, params.eval_proposal_scale, share)
+    set_threads(share())  # of what is not the model's: the bits of that do not depend on them
     per_image = {
         "neg_elbo": bound.recon + bound.kl,
         "recon": bound.recon,
@@ -99,11 +105,11 @@ def main() -> None:
     print("evaluate: `python -m pipeline.compare` lays it beside HEAD and the experiments")
 
 
-def likelihood(model: VAE, images: Tensor, num_samples: int, scale: float) -> Evidence:
-    """−log p(x) of every image, with a progress bar."""
+def likelihood(model: VAE, images: Tensor, num_samples: int, scale: float, share: Callable[[], int]) -> Evidence:
+    """−log p(x) of every image, with a progress bar, on its share of the cores, which may change on the way."""
     records = []
     with tqdm(total=len(images), unit="image", desc="−log p(x)", disable=None) as progress:
-        for record in evidence(model, images, num_samples, scale):
+        for record in evidence(model, images, num_samples, scale, share):
             records.append(record)
             progress.update(len(record.ess))
     return Evidence(*(torch.cat(column) for column in zip(*records, strict=True)))

@@ -6,9 +6,12 @@ images score against the test images: no sample can be asked to come nearer.
 
 from pipeline.errors import InputError, run, writing
 from pipeline.params import load_params
+from pipeline.root import home
+from pipeline.sharing import join
 
 if __name__ == "__main__":
     run(load_params)  # what is wrong in params.yaml is said before the seconds that torch takes to import
+    join(home())  # and who computes already has made room by then
 
 import hashlib
 import json

@@ -16,14 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import writing
+from pipeline.root import home
 
 CODE = Path(__file__).parents[1]
 PATIENCE = 2.0  # seconds in which the mirror may finish what it is at
-
-
-def home() -> Path:
-    """The root of the real repository: a queued experiment works in a folder that is deleted afterwards."""
-    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
 def checkpoint_path(root: Path, fingerprint: str) -> Path:

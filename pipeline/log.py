@@ -8,10 +8,13 @@ import sys
 
 from pipeline.errors import InputError, run, writing
 from pipeline.params import load_params
+from pipeline.root import home
+from pipeline.sharing import join
 
 if __name__ == "__main__":
     # What is wrong in params.yaml is said before the seconds that MLflow takes to import.
     run(lambda: sys.argv[1:] or load_params())
+    join(home())  # these take a core meanwhile
 
 import subprocess
 import tempfile
@@ -24,7 +27,7 @@ from tqdm import tqdm
 
 from pipeline.description import cpu, describe, same_results, short_name, tags_of
 from pipeline.execution import CACHED, Execution, read_execution
-from pipeline.live import Claim, checkpoint_path, home
+from pipeline.live import Claim, checkpoint_path
 from pipeline.projection import fill, is_whole
 from pipeline.repository import (
     Experiment,

@@ -19,9 +19,10 @@ from filelock import FileLock
 
 from pipeline.description import short_name, tags_of
 from pipeline.execution import HISTORY, SAMPLES, Record, parse, sample_pictures
-from pipeline.live import PATIENCE, Claim, home
+from pipeline.live import PATIENCE, Claim
 from pipeline.params import load_params
 from pipeline.repository import Source, here
+from pipeline.root import home
 from pipeline.server import StoreError, ask
 
 if TYPE_CHECKING:

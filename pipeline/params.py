@@ -32,6 +32,7 @@ class Params(BaseModel):
     num_epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=1, le=60_000)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
+    precision: Literal["float32", "bfloat16"]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$")]
     sample_every: Annotated[int, Field(ge=1, le=100_000)]

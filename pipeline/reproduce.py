@@ -16,9 +16,9 @@ from pipeline.description import cpu
 from pipeline.difference import IDENTICAL, difference, metric, results, sha256
 from pipeline.errors import InputError, run
 from pipeline.execution import MODEL, read_provenance
-from pipeline.live import home
 from pipeline.projection import download
 from pipeline.repository import clone
+from pipeline.root import home
 from pipeline.server import StoreError
 from pipeline.tracking import Store, existing_store, experiments_of
 

@@ -5,14 +5,18 @@ Notable: killed at any moment and started again it ends in the same bytes as if 
 
 from pipeline.errors import InputError, run, writing
 from pipeline.params import Params, load_params
+from pipeline.root import home
+from pipeline.sharing import first_free, join, share_of_cores
 
 if __name__ == "__main__":
     run(load_params)  # what is wrong in params.yaml is said before the seconds that torch takes to import
+    join(home())  # and who computes already has made room by then
 
 import csv
 import hashlib
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,10 +24,12 @@ from tqdm import tqdm
 
 from pipeline.checkpoint import Checkpoint, State, put_back, tell
 from pipeline.fingerprint import fingerprint, ingredients
-from pipeline.live import home, mirrored
-from pipeline.vae.device import device_name, prepare_device
+from pipeline.live import mirrored
+from pipeline.vae.adam import Adam
+from pipeline.vae.device import device_name, has_bfloat16, prepare_device, set_threads
 from pipeline.vae.figures import save_grid, save_pairs
 from pipeline.vae.fit import DivergenceError, Record, fit, new_optimizer, restore_training, training_state
+from pipeline.vae.gradient import most_threads
 from pipeline.vae.mnist import PIXELS, hold_out, load_images, to_unit
 from pipeline.vae.model import VAE, save_model
 from pipeline.vae.randomness import generator
@@ -39,7 +45,7 @@ COLUMNS = ["epoch", *(f"{split}/{name}" for split in ("train", "val") for name i
 def main() -> None:
     """Read the declared inputs, train, write the declared outputs."""
     params = load_params()
-    device = prepare_device(params.device, said_in="params.yaml")
+    device = prepare_device(params.device, "params.yaml", partial(first_free, home(), "train"))
     images = load_images(RAW, "train")
     if params.val_size >= len(images):
         raise InputError(f"params.yaml: val_size: must be less than the {len(images)} images (got {params.val_size})")
@@ -49,9 +55,13 @@ def main() -> None:
 
     provenance = ingredients("train", params.model_dump(), device_name(device))
     identity = fingerprint(provenance)
-    print(f"train: {len(train)} images, {len(val)} held out, on {device}")
+    print(f"train: {len(train)} images, {len(val)} held out, on {device}, in {params.precision}")
+    if params.precision == "bfloat16" and not has_bfloat16(device):
+        tell("this device has no instructions for bfloat16: float32 is faster on it")
     model = new_model(params).to(device)
-    optimizer = new_optimizer(model, params.learning_rate)
+    optimizer = new_optimizer(model, params.learning_rate, params.precision)
+    threads = min(torch.get_num_threads(), most_threads(model))
+    set_threads(share_of_cores(home(), threads))
     with Checkpoint(home(), identity) as checkpoint:
         begun = resume(checkpoint, model, optimizer, params.num_epochs)
         if begun is None:
@@ -66,6 +76,7 @@ def main() -> None:
             with tqdm(records, total=params.num_epochs, initial=done, unit="epoch", disable=None) as progress:
                 try:
                     for record in progress:
+                        set_threads(share_of_cores(home(), threads))  # who computes beside it comes and goes
                         progress.set_postfix_str(losses(record))
                         epoch = int(record["epoch"])
                         if epoch % params.sample_every == 0 or epoch == params.num_epochs:
@@ -86,7 +97,7 @@ def main() -> None:
     print(f"train: wrote {MODEL}, {HISTORY} and {SAMPLES}/")
 
 
-def resume(checkpoint: Checkpoint, model: VAE, optimizer: torch.optim.Adam, num_epochs: int) -> State | None:
+def resume(checkpoint: Checkpoint, model: VAE, optimizer: Adam, num_epochs: int) -> State | None:
     """Put model, optimizer and files where a training that was killed left them; None where there was none."""
     state = checkpoint.load(num_epochs)
     if state is None:

@@ -25,8 +25,8 @@ SUMS = ROOT / "pipeline" / "mnist.sha256"
 # On the CPU wherever the tests run: they compare bytes.
 SMALL = {
     "dataset": "mnist", "val_size": 100, "z_dim": 4, "h_dim": 32, "h_layers": 1, "activation": "relu", "num_epochs": 3,
-    "batch_size": 128, "learning_rate": "1e-3", "seed": 0, "device": "cpu", "sample_every": 2,
-    "eval_samples": 20, "eval_proposal_scale": 1.4,
+    "batch_size": 128, "learning_rate": "1e-3", "precision": "float32", "seed": 0, "device": "cpu",
+    "sample_every": 2, "eval_samples": 20, "eval_proposal_scale": 1.4,
 }  # fmt: skip
 
 

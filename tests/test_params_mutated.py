@@ -28,7 +28,9 @@ WHOLE = {
     "batch_size": (1, 60_000), "seed": (0, 4_294_967_295), "sample_every": (1, 100_000),
     "eval_samples": (1, 100_000),
 }  # fmt: skip
-CHOICES = {"dataset": ("mnist",), "activation": ("relu", "tanh", "gelu", "silu")}
+CHOICES = {
+    "dataset": ("mnist",), "activation": ("relu", "tanh", "gelu", "silu"), "precision": ("float32", "bfloat16"),
+}  # fmt: skip
 DEVICES = st.one_of(
     st.sampled_from(["auto", "cpu", "cuda", "mps"]), st.integers(0, 99).map(lambda number: f"cuda:{number}")
 )

@@ -38,7 +38,7 @@ def test_it_writes_what_it_declares(workplace):
     provenance = header["provenance"]
     assert provenance["params"] == {
         "dataset": "mnist", "val_size": 100, "num_epochs": 3, "batch_size": 128, "learning_rate": 0.001, "seed": 0,
-        "activation": "relu", "h_dim": 32, "h_layers": 1, "z_dim": 4, "sample_every": 2,
+        "activation": "relu", "h_dim": 32, "h_layers": 1, "z_dim": 4, "sample_every": 2, "precision": "float32",
     }  # fmt: skip
     assert provenance["device"] == "cpu" and provenance["versions"]["torch"] == version("torch")
     assert {split: said["num_images"] for split, said in provenance["splits"].items()} == {

@@ -9,12 +9,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def bernoulli_recon(logits: Tensor, x: Tensor) -> Tensor:
-    """−log p(x|z), summed over pixels: logits and x [B, D] → [B], in nats.
+def bernoulli_recon(logits: Tensor, x: Tensor, dim: int = -1) -> Tensor:
+    """−log p(x|z), summed over the pixels, which are dimension `dim`: logits and x [B, D] → [B], in nats.
 
-    Computed from logits (max(l, 0) − l x + log(1 + e^−|l|)), which stays finite where log(sigmoid(l)) does not.
+    Computed from logits, log(1 + e^l) − l x, which stays finite where log(sigmoid(l)) does not.
     """
-    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=-1)
+    # From the threshold on log(1 + e^l) is l, in float64 as well.
+    return torch.addcmul(F.softplus(logits, threshold=40), logits, x, value=-1).sum(dim=dim)
+
+
+def bernoulli_recon_gradient(logits: Tensor, x: Tensor) -> Tensor:
+    """The gradient of `bernoulli_recon` by the logits: both [B, D], or both [D, B]."""
+    return torch.sigmoid(logits).sub_(x)
 
 
 def bernoulli_mean(logits: Tensor) -> Tensor:

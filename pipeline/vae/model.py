@@ -37,6 +37,11 @@ class VAE(nn.Module):
         self.encoder = _mlp([x_dim, *hidden, 2 * z_dim], ACTIVATIONS[activation])
         self.decoder = _mlp([z_dim, *hidden, x_dim], ACTIVATIONS[activation])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, in which the matrix products are taken."""
+        return next(self.parameters()).dtype
+
     def reset_parameters(self, generator: torch.Generator) -> None:
         """PyTorch's default for linear layers, U(−1/√fan_in, 1/√fan_in), drawn from `generator`."""
         for layer in self.modules():
@@ -46,13 +51,13 @@ class VAE(nn.Module):
                 nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """X [B, x_dim] in [0, 1] → (μ, log σ²) of q(z|x), each [B, z_dim]."""
-        mu, log_var = self.encoder(x).chunk(2, dim=-1)
+        """X [B, x_dim] in [0, 1] → (μ, log σ²) of q(z|x), each [B, z_dim] and of the type of x."""
+        mu, log_var = self.encoder(x.to(self.dtype)).to(x.dtype).chunk(2, dim=-1)
         return mu, log_var
 
     def decode(self, z: Tensor) -> Tensor:
-        """Z [B, z_dim] → logits of p(x|z), [B, x_dim]."""
-        logits: Tensor = self.decoder(z)
+        """Z [B, z_dim] → logits of p(x|z), [B, x_dim], of the type of z."""
+        logits: Tensor = self.decoder(z.to(self.dtype)).to(z.dtype)
         return logits
 
 

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.vae.device import prepare_device
-from pipeline.vae.fit import DivergenceError, fit, new_optimizer, restore_training, training_state
+from pipeline.vae.fit import PRECISIONS, DivergenceError, fit, new_optimizer, restore_training, training_state
+from pipeline.vae.gradient import by_autograd, gradient_of
 from pipeline.vae.mnist import to_unit
 from pipeline.vae.model import VAE
 from pipeline.vae.randomness import generator, permutation, standard_normal
@@ -33,9 +34,9 @@ def val(small_images):
     return small_images[500:]
 
 
-def trained(images, val, learning_rate=1e-3, **changes):
+def trained(images, val, learning_rate=1e-3, precision="float32", **changes):
     model = make()
-    return model, list(fit(model, new_optimizer(model, learning_rate), images, val, **OPTIONS | changes))
+    return model, list(fit(model, new_optimizer(model, learning_rate, precision), images, val, **OPTIONS | changes))
 
 
 def test_training_lowers_the_bound_on_both_splits(images, val):
@@ -89,13 +90,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(images, val
     assert not torch.equal(weights(first[0]), weights(other[0]))
 
 
-def test_the_number_of_threads_changes_no_bit(images, val):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_number_of_threads_changes_no_bit(images, val, precision):
     before = torch.get_num_threads()
     try:
         runs = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            runs.append(trained(images, val))
+            runs.append(trained(images, val, precision=precision))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(weights(runs[0][0]), weights(runs[1][0])) and runs[0][1] == runs[1][1]
@@ -113,26 +115,47 @@ def test_every_image_is_used_once_an_epoch_the_smaller_last_batch_included(image
     assert records[0]["train/neg_elbo"] == pytest.approx(whole[0]["train/neg_elbo"], rel=1e-6)
 
 
+def test_bfloat16_trains_what_float32_trains(images, val):
+    """Not the same bits, but the same model: losses within a hundredth, and weights in float32 all the same."""
+    (model, rough), (_, exact) = (
+        trained(images, val, precision=name, num_epochs=8) for name in ("bfloat16", "float32")
+    )
+    assert weights(model).dtype == torch.float32 and rough != exact
+    for split in ("train", "val"):
+        assert rough[-1][f"{split}/neg_elbo"] == pytest.approx(exact[-1][f"{split}/neg_elbo"], rel=1e-2)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_layer_that_is_not_known_is_trained_by_autograd(images, val, precision):
+    model = make()
+    model.encoder[1], model.decoder[1] = torch.nn.ELU(), torch.nn.ELU()
+    assert gradient_of(model) is by_autograd
+    optimizer = new_optimizer(model, 1e-3, precision)
+    first, *_, last = fit(model, optimizer, images, val, **OPTIONS | {"num_epochs": 8})
+    assert last["val/neg_elbo"] < 0.6 * first["val/neg_elbo"]
+
+
 def test_validation_uses_the_same_noise_each_epoch(images, val):
     _, records = trained(images, val, learning_rate=1e-30)
     assert records[0]["val/neg_elbo"] == records[1]["val/neg_elbo"]
 
 
-def go_on(images, val, done, num_epochs, device="cpu"):
+def go_on(images, val, done, num_epochs, device="cpu", precision="float32"):
     """Train for `done` epochs; then another model goes on from the state, as another process would."""
     first, second = make().to(device), make(z_dim=4).to(device)
-    optimizer = new_optimizer(first, 1e-3)
+    optimizer = new_optimizer(first, 1e-3, precision)
     list(fit(first, optimizer, images, val, **OPTIONS | {"num_epochs": done}))
     state = {name: tensor.clone() for name, tensor in training_state(first, optimizer).items()}
-    optimizer = new_optimizer(second, 1e-3)
+    optimizer = new_optimizer(second, 1e-3, precision)
     restore_training(second, optimizer, state)
     return second, list(fit(second, optimizer, images, val, **OPTIONS | {"num_epochs": num_epochs, "done": done}))
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("done", [1, 2, 4])
-def test_a_training_goes_on_from_its_state_to_the_same_bits(images, val, done):
-    whole, records = trained(images, val, num_epochs=4)
-    model, rest = go_on(images, val, done, 4)
+def test_a_training_goes_on_from_its_state_to_the_same_bits(images, val, done, precision):
+    whole, records = trained(images, val, num_epochs=4, precision=precision)
+    model, rest = go_on(images, val, done, 4, precision=precision)
     assert torch.equal(weights(model), weights(whole)) and rest == records[done:]
 
 
@@ -150,7 +173,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_epoch_and_step(images, val):
     model, reference = make(), make()
     with pytest.raises(DivergenceError) as caught:
         list(fit(model, new_optimizer(model, 1e4), images, val, **OPTIONS | {"num_epochs": 50}))
-    optimizer = torch.optim.Adam(reference.parameters(), lr=1e4, fused=True)
+    optimizer = torch.optim.Adam(reference.parameters(), lr=1e4)
     for epoch in range(1, 51):
         order = permutation(len(images), 0, "shuffle", epoch)
         eps = standard_normal((len(images), 4), 0, "noise", epoch)

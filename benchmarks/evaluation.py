@@ -1,16 +1,14 @@
 """−log p(x) as it is usually written, with K = 5000 draws from q an image, and as it is found here, with eval_samples
 from q widened: the time of each, image for image, and which bound is the tighter one.
 
-`python benchmarks/nll.py [ROUNDS]`, in a clone that has data/raw and a trained model. The two take turns on the same
-images, a hundred a round, so that a machine that drifts does so for both. Then, on the first 1,000 test images, the
-bound against that of K = 10,000 plain draws; and on every 50th, how much lower that of 20,000 widened ones is. Prints
-medians, and JSON on the last line.
+`python benchmarks/evaluation.py [ROUNDS]`, in a clone that has data/raw and a trained model. Both take turns on the
+same images, a hundred a round, so that a machine that drifts does so for both. Then, on the first 1,000 test images,
+the bound against that of K = 10,000 plain draws; and on every 50th, how much lower that of 20,000 widened ones is.
+Prints medians, and JSON on the last line.
 """
 
 import json
 import math
-import os
-import platform
 import statistics
 import sys
 import time
@@ -23,7 +21,9 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from measure import hardware  # noqa: E402
 
 from pipeline.params import load_params  # noqa: E402
 from pipeline.vae.importance import log_weights, neg_log_mean  # noqa: E402
@@ -96,8 +96,7 @@ def main() -> None:
         f"on every 50th image {MOST} widened draws lower it by {-left['difference']:.2f} ± {left['se']:.2f} nats more"
     )
     print(json.dumps({
-        "machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "eval_samples": k, "eval_proposal_scale": scale, "images_a_round": IMAGES,
+        "hardware": hardware(x.device), "eval_samples": k, "eval_proposal_scale": scale, "images_a_round": IMAGES,
         "seconds": {"ours": [ours for ours, _ in times], f"usual_{USUAL}": [theirs for _, theirs in times]},
         "ratio_median": ratio, f"against_usual_{USUAL}": usually,
         f"against_plain_{MANY}_on_1000": many | {"widened": widened.mean().item(), "plain": plain.mean().item()},

@@ -1,0 +1,64 @@
+"""What a user starts from: the usual script for this model, its DataLoader, its loss on probabilities, its Adam.
+
+Written as that script describes itself: torchvision's MNIST with ToTensor, batches of 128 from a shuffling DataLoader,
+784-400-20-400-784 with ReLU, binary cross-entropy summed over a batch, the loss read every hundred steps.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+LOGGED = 100  # steps between two lines of its log
+
+
+class Baseline(nn.Module):
+    """Encoder and decoder as the script has them: μ and log σ² from two layers, probabilities out of a sigmoid."""
+
+    def __init__(self, x_dim: int = 784, h_dim: int = 400, z_dim: int = 20) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(x_dim, h_dim)
+        self.mu = nn.Linear(h_dim, z_dim)
+        self.log_var = nn.Linear(h_dim, z_dim)
+        self.decoder = nn.Sequential(
+            nn.Linear(z_dim, h_dim), nn.ReLU(True), nn.Linear(h_dim, x_dim), nn.Sigmoid()
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X [B, 784] → probabilities, μ and log σ²."""
+        h = F.relu(self.encoder(x))
+        mu, log_var = self.mu(h), self.log_var(h)
+        z = mu + torch.randn_like(mu) * torch.exp(log_var / 2)
+        return self.decoder(z), mu, log_var
+
+
+def epochs(raw: Path, device: torch.device, batch_size: int = 128) -> Iterator[float]:
+    """Train for an epoch at each turn; yields the last loss of it, per image. `raw` holds the four files of MNIST."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Where torchvision looks for them.
+        place = Path(folder, "MNIST", "raw")
+        place.mkdir(parents=True)
+        for file in raw.iterdir():
+            (place / file.name).symlink_to(file.resolve())
+        data = datasets.MNIST(folder, train=True, transform=transforms.ToTensor())
+    loader = DataLoader(data, batch_size=batch_size, shuffle=True)
+    model = Baseline().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    while True:
+        for i, (images, _) in enumerate(loader, 1):
+            x = images.to(device).view(-1, 784)
+            p, mu, log_var = model(x)
+            recon = F.binary_cross_entropy(p, x, reduction="sum")
+            kl = -0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp())
+            loss = recon + kl
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if i % LOGGED == 0:
+                recon.item(), kl.item()
+        yield loss.item() / len(x)

@@ -1,0 +1,79 @@
+"""Adam (Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization") with its state in plain sight."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from pipeline.vae.model import VAE
+
+
+class Adam:
+    """Steps on `model` in float32, by the gradients of `working`.
+
+    That is `model` itself, or with another `precision` a copy in that type which follows it at every step. Gradients
+    have a place of their own from the beginning and stay there.
+    """
+
+    def __init__(self, model: VAE, learning_rate: float, precision: torch.dtype = torch.float32) -> None:
+        self.learning_rate = learning_rate
+        self.weights = [parameter.detach() for parameter in model.parameters()]
+        self._apart = precision != self.weights[0].dtype
+        self.working = copy.deepcopy(model).to(precision) if self._apart else model
+        for parameter in self.working.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.exp_avg = [torch.zeros_like(weights) for weights in self.weights]
+        self.exp_avg_sq = [torch.zeros_like(weights) for weights in self.weights]
+        self.steps = [torch.zeros((), device=weights.device) for weights in self.weights]
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """All that a step depends on besides weights and gradients, by name."""
+        parts = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "step": self.steps}
+        return {f"{i}.{name}": tensor for name, tensors in parts.items() for i, tensor in enumerate(tensors)}
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that a step changes."""
+        copies = [parameter.detach() for parameter in self.working.parameters()]
+        return [*self.weights, *(copies if self._apart else []), *self.state.values()]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Change the weights by what the gradients of `working` say."""
+        grads = [parameter.grad for parameter in self.working.parameters() if parameter.grad is not None]
+        # The function under torch.optim.Adam, without what that does around it at every step.
+        adam(
+            self.weights,
+            [grad.to(weights.dtype) for grad, weights in zip(grads, self.weights, strict=True)],
+            self.exp_avg,
+            self.exp_avg_sq,
+            [],
+            self.steps,
+            fused=True,
+            lr=self.learning_rate,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,
+            amsgrad=False,
+            maximize=False,
+        )
+        self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Give `working` the weights of `model`, where it is a copy."""
+        if self._apart:
+            torch._foreach_copy_([*self.working.parameters()], self.weights)
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back a `state`, after the weights. Raises KeyError or RuntimeError where it is another model's."""
+        for name, tensor in self.state.items():
+            if state[name].shape != tensor.shape:
+                raise RuntimeError(f"{name}: {tuple(state[name].shape)} in place of {tuple(tensor.shape)}")
+            tensor.copy_(state[name])
+        self.follow()

@@ -1,0 +1,98 @@
+import pytest
+import torch
+from torch import nn
+
+from pipeline.vae.adam import Adam
+from pipeline.vae.gradient import BACKWARD, by_autograd, gradient_of, written_out
+from pipeline.vae.layout import Columns, Rows, layout_for
+from pipeline.vae.model import ACTIVATIONS, VAE
+from pipeline.vae.randomness import generator
+
+SHAPES = [(400, 1, 20), (33, 3, 5), (2, 2, 1)]  # h_dim, h_layers, z_dim: even, odd, tiny
+
+
+def make(h_dim, h_layers, z_dim, activation, dtype=torch.float64):
+    model = VAE(x_dim=784, h_dim=h_dim, z_dim=z_dim, h_layers=h_layers, activation=activation)
+    model.reset_parameters(generator(0, "init"))
+    model.to(dtype)
+    Adam(model, 1e-3, dtype)
+    return model
+
+
+def gradients(model):
+    return torch.cat([parameter.grad.view(-1) for parameter in model.parameters()])
+
+
+def batch(n, z_dim, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(n)
+    x, eps = torch.rand(n, 784, generator=draw), torch.randn(n, z_dim, generator=draw)
+    return x.to(dtype), eps.to(dtype)
+
+
+@pytest.fixture(params=[Columns(), Rows()], ids=["columns", "rows"])
+def layout(request, monkeypatch):
+    """Either, whichever this device would take."""
+    monkeypatch.setattr("pipeline.vae.gradient.layout_for", lambda device, dtype: request.param)
+
+
+@pytest.mark.usefixtures("layout")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("n", [1, 77])
+def test_written_out_it_is_what_autograd_finds(shape, activation, n):
+    model, (x, eps) = make(*shape, activation), batch(n, shape[-1])
+    assert gradient_of(model) is written_out
+    for parameter in model.parameters():
+        parameter.grad.fill_(torch.nan)  # whatever was there is not added to
+    terms, found = written_out(model, x, eps), gradients(model).clone()
+    expected = by_autograd(model, x, eps)
+    torch.testing.assert_close(terms, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, gradients(model), rtol=1e-10, atol=1e-10 * gradients(model).abs().max().item())
+
+
+def test_autograd_is_the_derivative():
+    """The oracle itself: central differences of Σ −ELBO along a direction."""
+    model, (x, eps) = make(6, 1, 2, "tanh"), batch(5, 2)
+    by_autograd(model, x, eps)
+    direction = [
+        torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(1)) for p in model.parameters()
+    ]
+    slope = sum((d * p.grad).sum() for d, p in zip(direction, model.parameters(), strict=True))
+    losses = []
+    for h in (1e-6, -2e-6):
+        with torch.no_grad():
+            for p, d in zip(model.parameters(), direction, strict=True):
+                p.add_(d, alpha=h)
+        losses.append(by_autograd(model, x, eps).neg_elbo.sum())
+    assert ((losses[0] - losses[1]) / 2e-6).item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+@pytest.mark.usefixtures("layout")
+def test_in_float32_both_agree_to_its_rounding():
+    model, (x, eps) = make(400, 1, 20, "relu", torch.float32), batch(128, 20, torch.float32)
+    written_out(model, x, eps)
+    found = gradients(model).clone()
+    by_autograd(model, x, eps)
+    assert (found - gradients(model)).norm() < 1e-6 * gradients(model).norm()
+
+
+def test_every_activation_of_the_parameters_is_written_out():
+    assert set(ACTIVATIONS.values()) == set(BACKWARD)
+
+
+def test_any_other_layer_is_left_to_autograd():
+    model = make(8, 1, 2, "relu")
+    model.decoder[1] = nn.ELU()
+    assert gradient_of(model) is by_autograd
+
+
+def test_without_a_place_for_gradients_it_says_so():
+    model = VAE(x_dim=784, h_dim=8, z_dim=2, h_layers=1, activation="relu")
+    with pytest.raises(ValueError, match="no place for its gradient"):
+        written_out(model, *batch(3, 2, torch.float32))
+
+
+def test_a_gpu_and_bfloat16_have_rows():
+    assert isinstance(layout_for(torch.device("cpu"), torch.float32), Columns)
+    assert isinstance(layout_for(torch.device("cpu"), torch.bfloat16), Rows)
+    assert isinstance(layout_for(torch.device("cuda"), torch.float32), Rows)
