@@ -14,7 +14,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 CODE = Path(__file__).parents[1]  # where dvc.yaml and the package lie; data is read from the working directory
-LIBRARIES = ("numpy", "pillow", "safetensors", "torch", "torchvision")
+LIBRARIES = ("numpy", "pillow", "safetensors", "torch")
 
 
 def ingredients(stage: str, params: Mapping[str, object], device: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from pipeline.tracking import Store, told
 BATCH = 1000  # metrics that MLflow takes in one call
 SYSTEM_INTERVAL = 10.0  # seconds between two system metrics: a training that is shorter has none
 CODE = Path(__file__).parent
-REQUIRED = ("mlflow", "numpy", "safetensors", "torch", "torchvision")
+REQUIRED = ("mlflow", "numpy", "safetensors", "torch")
 SERVED = ("__init__.py", "errors.py", "vae")  # what a logged model needs of this package, served.py aside
 
 

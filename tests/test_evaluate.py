@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import set_params
 
-from pipeline import evaluate, judge, train
+from pipeline import evaluate, judge, sharing, train
 from pipeline.errors import InputError
 from pipeline.vae import classifier, metrics
 from pipeline.vae.binarization import binarize, digest
+from pipeline.vae.device import one_thread
 from pipeline.vae.mnist import load_images
 from pipeline.vae.model import load_model
 
@@ -73,11 +74,15 @@ def test_what_it_writes_agrees_with_the_core_and_with_itself(trained):
     assert [row["test"] for row in classes] == (np.bincount(seen, minlength=10) / 200).tolist()
 
 
-def test_the_same_inputs_give_the_same_bytes(trained):
+def test_the_same_inputs_give_the_same_bytes_with_any_share_of_the_cores(trained, monkeypatch):
     evaluate.main()
     before = {path: path.read_bytes() for path in Path("reports").rglob("*") if path.is_file()}
     torch.manual_seed(5)
-    evaluate.main()
+    monkeypatch.setattr(sharing, "_available", lambda: 3)
+    with one_thread():
+        torch.set_num_threads(3)
+        evaluate.main()
+        assert torch.get_num_threads() == 3
     assert {path: path.read_bytes() for path in before} == before
 
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BARE_GPU_MACHINE = {
-    "torch", "torchvision", "numpy", "pandas", "matplotlib", "PIL", "safetensors", "sklearn", "threadpoolctl", "tqdm",
+    "torch", "numpy", "pandas", "matplotlib", "PIL", "safetensors", "sklearn", "threadpoolctl", "tqdm",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from pipeline.vae.device import one_thread
 from pipeline.vae.likelihood import bernoulli_mean
 from pipeline.vae.mnist import to_unit
 from pipeline.vae.model import VAE
@@ -10,6 +11,7 @@ from pipeline.vae.model import VAE
 BATCH = 10_000
 
 
+@one_thread()
 @torch.no_grad()
 def encode(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
     """μ and log σ² of q(z|x): uint8 [n, D] → [n, Z] twice, on the CPU."""
@@ -19,6 +21,7 @@ def encode(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
     return mu, log_var
 
 
+@one_thread()
 @torch.no_grad()
 def decode_grid(model: VAE, z: Tensor) -> Tensor:
     """E[x|z]: [rows, columns, Z] → [rows, columns, D] in [0, 1], on the CPU."""

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 GAP = 0.35  # the grey of the lines between cells: seen beside black ground and white strokes alike
 
@@ -27,6 +26,11 @@ def _square(images: Tensor) -> Tensor:
 
 
 def _save(cells: Tensor, path: Path, columns: int) -> None:
-    grid = make_grid(cells, nrow=columns, padding=1, pad_value=GAP)
-    # make_grid repeats grey as three channels; one is a third of the file.
-    Image.fromarray(grid[0].mul(255).round().byte().numpy()).save(path)
+    n, _, height, width = cells.shape
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    grid = torch.full((rows * (height + 1) + 1, columns * (width + 1) + 1), GAP)
+    for index, cell in enumerate(cells[:, 0]):
+        top, left = index // columns * (height + 1) + 1, index % columns * (width + 1) + 1
+        grid[top : top + height, left : left + width] = cell
+    Image.fromarray(grid.mul(255).round().byte().numpy()).save(path)

@@ -18,8 +18,8 @@ from pipeline.vae.model import reparameterize
 from pipeline.vae.objective import gaussian_kl
 
 ACTIVE = 0.01  # Var_x(μ_j) above which a unit counts as active (Burda et al. 2016, section 5)
-CHUNK = 1 << 20  # numbers held at a time
-BUDGET = 2_000_000_000  # numbers in all: ten seconds on two cores
+CHUNK = 1 << 18  # numbers held at a time: what a core's cache holds
+BUDGET = 2_000_000_000  # numbers in all: two seconds on two cores
 
 
 class KLSplit(NamedTuple):
@@ -51,11 +51,18 @@ def kl_split(mu: Tensor, log_var: Tensor, eps: Tensor) -> KLSplit:
     n, m = len(mu), len(eps)
     z = reparameterize(mu[:m], log_var[:m], eps)
     log_conditional = log_normal(z, mu[:m], log_var[:m]).double().sum(dim=-1)
+    # A dimension at a time, the images side by side in memory: log N(z; μ, σ²) = peak − ½ (z − μ)² / σ².
+    rows = [column.T.contiguous() for column in (mu, -0.5 * (-log_var).exp(), -0.5 * (math.log(2 * math.pi) + log_var))]
     log_joint, log_marginals = [], []
-    for chunk in z.split(max(1, CHUNK // mu.numel())):
-        log_q = log_normal(chunk.unsqueeze(1), mu, log_var)  # [chunk, N, Z]: each z under each image's q
-        log_joint.append(log_q.sum(dim=-1).logsumexp(dim=-1).double() - math.log(n))
-        log_marginals.append((log_q.logsumexp(dim=1).double() - math.log(n)).sum(dim=-1))
+    for start in range(0, m, max(1, CHUNK // n)):
+        chunk = z[start : start + max(1, CHUNK // n)]
+        log_q, marginals = z.new_zeros(len(chunk), n), torch.zeros(len(chunk), dtype=torch.float64)
+        for z_j, mu_j, factor, peak in zip(chunk.T, *rows, strict=True):
+            log_q_j = torch.addcmul(peak, (z_j.unsqueeze(1) - mu_j).square_(), factor)  # each z under each image's q
+            marginals += _log_sum(log_q_j, start) - math.log(n)
+            log_q += log_q_j
+        log_joint.append(_log_sum(log_q, start) - math.log(n))
+        log_marginals.append(marginals)
     joint, marginals = torch.cat(log_joint), torch.cat(log_marginals)
     log_prior = log_normal(z, torch.zeros_like(z), torch.zeros_like(z)).double().sum(dim=-1)
     return KLSplit(
@@ -63,6 +70,16 @@ def kl_split(mu: Tensor, log_var: Tensor, eps: Tensor) -> KLSplit:
         total_correlation=joint - marginals,
         dimension_wise=marginals - log_prior,
     )
+
+
+def _log_sum(log_q: Tensor, first: int) -> Tensor:
+    """Log Σ_n q_n of each row: [B, N] → [B], in float64.
+
+    A log-softmax is log q − log Σ q, and takes a third of the time of `logsumexp`. It is read where z came from, at
+    image `first` + row, for there neither is large.
+    """
+    own = log_q.diagonal(first).double()
+    return own - log_q.log_softmax(dim=1).diagonal(first).double()
 
 
 def log_normal(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:

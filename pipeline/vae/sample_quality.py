@@ -73,7 +73,9 @@ def prdc(real: Tensor, fake: Tensor, k: int = NEIGHBORS) -> PRDC:
     recalled, covered = 0, 0
     step = max(1, CHUNK // len(fake))
     for points, reach in zip(real.split(step), reach_real.split(step), strict=True):
-        distances = _distances(points, fake)
+        squares, error = _squares(points, fake)
+        limit = torch.maximum(reach.unsqueeze(1), reach_fake).square_()
+        distances = _distances_where(squares <= limit.add_(error), points, fake)
         reached = distances <= reach.unsqueeze(1)
         inside += reached.sum(dim=0)
         covered += int(reached.any(dim=1).sum())
@@ -89,8 +91,35 @@ def prdc(real: Tensor, fake: Tensor, k: int = NEIGHBORS) -> PRDC:
 def _reach(points: Tensor, k: int) -> Tensor:
     """The distance of each point to its k-th nearest neighbor, [N]; the nearest of all is the point itself."""
     step = max(1, CHUNK // len(points))
-    nearest = [_distances(chunk, points).topk(k + 1, dim=1, largest=False).values for chunk in points.split(step)]
-    return torch.cat(nearest)[:, k]
+    found = []
+    for chunk in points.split(step):
+        squares, error = _squares(chunk, points)
+        limit = squares.topk(k + 1, dim=1, largest=False).values[:, k:] + 2 * error
+        distances = _distances_where(squares <= limit, chunk, points)
+        found.append(distances.topk(k + 1, dim=1, largest=False).values[:, k])
+    return torch.cat(found)
+
+
+def _squares(a: Tensor, b: Tensor) -> tuple[Tensor, float]:
+    """|a|² + |b|² − 2 a·b of each pair, [A, B], and by how much that may miss the square of its distance, at most.
+
+    A matrix product takes a tenth of the time, and cancels: enough to tell which pairs are worth a closer look.
+    """
+    of_a, of_b = a.square().sum(dim=1), b.square().sum(dim=1)
+    squares = torch.addmm(of_b, a, b.T, alpha=-2).add_(of_a.unsqueeze(1))
+    # Each of the three is a sum of F terms, and so is the distance; its error is at most F roundings of the sum of all.
+    error = 8 * (a.shape[1] + 2) * torch.finfo(a.dtype).eps * float(of_a.amax() + of_b.amax())
+    return squares, error
+
+
+def _distances_where(near: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The distances [A, B] of the pairs that are `near`, bool [A, B]; of others they may be infinite."""
+    if int(near.sum()) > near.numel() // 16:
+        return _distances(a, b)
+    row, column = near.nonzero(as_tuple=True)
+    distances = torch.full(near.shape, torch.inf, dtype=a.dtype)
+    distances[row, column] = _distances(a[row].unsqueeze(1), b[column].unsqueeze(1)).flatten()
+    return distances
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

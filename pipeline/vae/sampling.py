@@ -7,12 +7,14 @@ beside that of another.
 import torch
 from torch import Tensor
 
+from pipeline.vae.device import one_thread
 from pipeline.vae.likelihood import bernoulli_mean
 from pipeline.vae.mnist import to_unit
 from pipeline.vae.model import VAE, reparameterize
 from pipeline.vae.randomness import PROTOCOL_SEED, standard_normal_columns
 
 
+@one_thread()
 @torch.no_grad()
 def generate(model: VAE, n: int) -> Tensor:
     """E[x|z] for n fixed z ~ N(0, I): [n, D] in [0, 1], on the CPU. The decoder alone is used."""
@@ -20,6 +22,7 @@ def generate(model: VAE, n: int) -> Tensor:
     return bernoulli_mean(model.decode(z)).cpu()
 
 
+@one_thread()
 @torch.no_grad()
 def reconstruct(model: VAE, images: Tensor) -> Tensor:
     """E[x|z] for one z ~ q(z|x) an image, with fixed noise: uint8 [n, D] → [n, D] in [0, 1], on the CPU."""

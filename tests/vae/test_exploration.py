@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pipeline.vae.exploration import encode, interpolate, manifold, traverse
+from pipeline.vae.device import one_thread
+from pipeline.vae.exploration import decode_grid, encode, interpolate, manifold, traverse
 from pipeline.vae.model import VAE
 from pipeline.vae.randomness import generator
 
@@ -56,3 +57,16 @@ def test_images_are_encoded_in_batches_and_in_order(small_images, monkeypatch):
     monkeypatch.setattr("pipeline.vae.exploration.BATCH", 77)
     for one, other in zip(encode(model, small_images), whole, strict=True):
         assert one.tolist() == [pytest.approx(row, abs=1e-5) for row in other.tolist()]
+
+
+def test_the_bits_are_the_same_with_any_number_of_threads(small_images):
+    """Of sizes whose products come out otherwise, shared by several threads."""
+    model = VAE(x_dim=784, h_dim=400, z_dim=20, h_layers=1, activation="relu")
+    model.reset_parameters(generator(0, "init"))
+    with one_thread():
+        codes = encode(model, small_images)
+        grid = decode_grid(model, codes[0].view(30, 20, -1))
+        for number in (2, 3, 4, 8):
+            torch.set_num_threads(number)
+            assert all(torch.equal(one, other) for one, other in zip(encode(model, small_images), codes, strict=True))
+            assert torch.equal(decode_grid(model, codes[0].view(30, 20, -1)), grid)

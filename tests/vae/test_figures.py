@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from torchvision.utils import make_grid
 
-from pipeline.vae.figures import save_grid, save_pairs
+from pipeline.vae.figures import GAP, save_grid, save_pairs
 
 
 def test_a_grid_shows_the_images_row_by_row(tmp_path):
@@ -25,3 +27,12 @@ def test_the_same_pixels_give_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
         save_grid(images, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(("n", "columns"), [(2, 1), (5, 8), (16, 16), (17, 16), (64, 16), (128, 16)])
+def test_a_grid_is_torchvisions(tmp_path, n, columns):
+    """Whose `make_grid` takes more than a second to import."""
+    images = torch.rand(n, 784, generator=torch.Generator().manual_seed(n))
+    save_grid(images, tmp_path / "grid.png", columns)
+    expected = make_grid(images.view(n, 1, 28, 28), nrow=columns, padding=1, pad_value=GAP)[0].mul(255).round().byte()
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), expected.numpy())

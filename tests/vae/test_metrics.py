@@ -1,4 +1,6 @@
 import math
+import threading
+import time
 
 import pytest
 import torch
@@ -86,9 +88,111 @@ def test_the_evidence_is_that_of_densities_by_torch(model, images):
 
 def test_an_image_has_the_same_evidence_in_any_chunk(model, images, monkeypatch):
     whole = gathered(evidence(model, images[:50], 20, 1.4))
-    monkeypatch.setattr(metrics, "STEP", {"cpu": 7})
+    monkeypatch.setitem(metrics.STEP, "cpu", 7)
     for one, other in zip(gathered(evidence(model, images[:50], 20, 1.4)), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-4)
+
+
+@pytest.fixture
+def threads():
+    """PyTorch's number of threads, put back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("outside", [1, 4])
+def test_the_evidence_has_the_same_bits_with_any_number_of_workers_and_threads(images, monkeypatch, threads, outside):
+    """Of sizes whose products come out otherwise, shared by three threads or more."""
+    wide = VAE(x_dim=784, h_dim=400, z_dim=20, h_layers=1, activation="relu")
+    wide.reset_parameters(generator(0, "init"))
+    monkeypatch.setitem(metrics.STEP, "cpu", 7)
+    threads(1)
+    alone = gathered(evidence(wide, images[:50], 20, 1.4))
+    threads(outside)
+    for workers in (1, 2, 3, 20):
+        found = gathered(evidence(wide, images[:50], 20, 1.4, lambda workers=workers: workers))
+        assert all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
+        assert torch.get_num_threads() == outside
+
+
+def test_the_elbo_has_the_same_bits_with_any_number_of_threads(images, threads):
+    wide = VAE(x_dim=784, h_dim=400, z_dim=20, h_layers=1, activation="relu")
+    wide.reset_parameters(generator(0, "init"))
+    found = []
+    for number in (1, 2, 3, 4, 8):
+        threads(number)
+        found.append(elbo(wide, images))
+    assert all(torch.equal(one, other) for some in found[1:] for one, other in zip(some, found[0], strict=True))
+
+
+def test_as_many_records_are_computed_at_a_time_as_there_are_workers_each_on_one_thread(
+    model, images, monkeypatch, threads
+):
+    """The number may change on the way; records come in the order of the images, and no gradient is kept."""
+    lock, running, seen, settings = threading.Lock(), 0, [], set()
+    real = metrics.prior_log_weights
+
+    def counted(*args):
+        nonlocal running
+        with lock:
+            running += 1
+            seen.append(running)
+            settings.add((torch.get_num_threads(), threading.current_thread() is threading.main_thread()))
+        time.sleep(0.02)  # for others to begin
+        found = real(*args)
+        with lock:
+            running -= 1
+        return found
+
+    monkeypatch.setattr(metrics, "prior_log_weights", counted)
+    monkeypatch.setitem(metrics.STEP, "cpu", 2)
+    threads(4)
+    most = 1
+    records = evidence(model, images[:40], 5, 1.4, lambda: most)
+    first = [next(records) for _ in range(3)]
+    assert max(seen) == 1
+    threads(4)  # what a thread that begins from here on would take over
+    most = 3
+    first += [next(records) for _ in range(7)]
+    assert max(seen) == 3
+    most = 1
+    first += [next(records) for _ in range(5)]  # what was begun has ended by now
+    seen.clear()
+    found = gathered([*first, *records])
+    assert set(seen) == {1} and settings == {(1, False)}
+    assert not any(column.requires_grad for column in found)
+    monkeypatch.setattr(metrics, "prior_log_weights", real)
+    expected = gathered(evidence(model, images[:40], 5, 1.4))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_what_goes_wrong_in_a_worker_comes_out_and_ends_the_others(model, images, monkeypatch, threads):
+    real = metrics.prior_log_weights
+
+    def faulty(model, x, num_samples):
+        if torch.equal(x, to_unit(images[6:8])):
+            raise ZeroDivisionError("in the fourth record")
+        return real(model, x, num_samples)
+
+    monkeypatch.setattr(metrics, "prior_log_weights", faulty)
+    monkeypatch.setitem(metrics.STEP, "cpu", 2)
+    threads(4)
+    before, taken = threading.active_count(), []
+    with pytest.raises(ZeroDivisionError, match="in the fourth record"):
+        taken.extend(evidence(model, images[:40], 5, 1.4, lambda: 3))
+    assert (threading.active_count(), torch.get_num_threads()) == (before, 4)
+
+
+def test_who_stops_taking_records_leaves_nothing_behind(model, images, monkeypatch, threads):
+    monkeypatch.setitem(metrics.STEP, "cpu", 2)
+    threads(4)
+    before = threading.active_count()
+    records = evidence(model, images[:40], 5, 1.4, lambda: 3)
+    next(records)
+    records.close()
+    assert (threading.active_count(), torch.get_num_threads()) == (before, 4)
+    assert list(evidence(model, images[:0], 5, 1.4)) == []
 
 
 def test_without_widening_the_two_bounds_are_one(model, images):

@@ -66,6 +66,25 @@ def test_the_split_against_mixtures(monkeypatch):
     torch.testing.assert_close(fewer.total_correlation, split.total_correlation[:40])
 
 
+def test_in_float32_it_is_as_near_as_that_comes():
+    """Also where one image lies far from all others, and the spreads differ by many times."""
+    mu, log_var, eps = drawn(400, 6)
+    mu[0], log_var[:, 1] = 50.0, torch.linspace(-8, 0, 400)
+    exact, found = kl_split(mu, log_var, eps), kl_split(mu.float(), log_var.float(), eps.float())
+    for one, other in zip(exact, found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-4)
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads():
+    values = [part.float() for part in drawn(2000, 3)]
+    before, splits = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        splits.append(kl_split(*values))
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*splits, strict=True))
+
+
 def test_as_many_images_are_drawn_from_as_take_seconds():
     assert affordable_draws(10_000, 20) == 10_000 and affordable_draws(200, 4) == 200
     assert affordable_draws(10_000, 40) == 5_000 and affordable_draws(10_000, 1024) == 500

@@ -131,6 +131,32 @@ def test_chunks_change_nothing(monkeypatch):
         assert prdc(real, fake) == whole
 
 
+def plain(real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far real points reach, and every distance to a fake one, pair by pair."""
+    own, other = (torch.cdist(real, points, compute_mode="donot_use_mm_for_euclid_dist") for points in (real, fake))
+    return own.sort(dim=1).values[:, 5], other
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+@pytest.mark.parametrize("width", [1, 2, 64])
+def test_what_a_matrix_product_leaves_out_changes_nothing(scale, shift, width):
+    """Also far from the origin, where it cancels, and where distances are as long as the reach is."""
+    for whole in (False, True):
+        real, fake = (scale * drawn(n, width, name) + shift for n, name in ((300, "a"), (250, "b")))
+        if whole:
+            real, fake = real.round(), torch.cat([fake.round(), real.round()[:50]])
+        (reach_real, distances), (reach_fake, _) = plain(real, fake), plain(fake, real)
+        assert torch.equal(sample_quality._reach(real, 5), reach_real)
+        reached = distances <= reach_real.unsqueeze(1)
+        assert prdc(real, fake) == (
+            int(reached.any(dim=0).sum()) / len(fake),
+            int((distances <= reach_fake).any(dim=1).sum()) / len(real),
+            int(reached.sum()) / (5 * len(fake)),
+            int(reached.any(dim=1).sum()) / len(real),
+        )
+
+
 def test_the_figures_go_by_their_names():
     real, fake = drawn(120, 4, "a"), drawn(90, 4, "b")
     assert quality(real, fake) == {"fd_judge": frechet_distance(real, fake), **prdc(real, fake)._asdict()}

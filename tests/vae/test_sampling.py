@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.vae.device import one_thread
 from pipeline.vae.model import VAE
 from pipeline.vae.randomness import generator
 from pipeline.vae.sampling import generate, reconstruct
@@ -33,3 +34,16 @@ def test_reconstructions_sample_z_with_the_same_noise_each_time(model, small_ima
     assert first.shape == (5, 784) and torch.equal(reconstruct(model, images), first)
     mu, _ = model.encode(images.float() / 255)
     assert not torch.allclose(torch.sigmoid(model.decode(mu)), first, atol=1e-4)
+
+
+def test_the_bits_are_the_same_with_any_number_of_threads(small_images):
+    """Of sizes whose products come out otherwise, shared by three threads or more."""
+    model = VAE(x_dim=784, h_dim=400, z_dim=20, h_layers=1, activation="relu")
+    model.reset_parameters(generator(0, "init"))
+    with one_thread():
+        samples, reconstructions = generate(model, 128), reconstruct(model, small_images[:64])
+        for number in (2, 3, 4, 8):
+            torch.set_num_threads(number)
+            assert torch.equal(generate(model, 128), samples)
+            assert torch.equal(reconstruct(model, small_images[:64]), reconstructions)
+            assert torch.get_num_threads() == number
