@@ -22,8 +22,9 @@ class Adam:
         self.weights = [parameter.detach() for parameter in model.parameters()]
         self._apart = precision != self.weights[0].dtype
         self.working = copy.deepcopy(model).to(precision) if self._apart else model
-        for parameter in self.working.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+        self.grads = [torch.zeros_like(parameter) for parameter in self.working.parameters()]
+        for parameter, grad in zip(self.working.parameters(), self.grads, strict=True):
+            parameter.grad = grad
         self.exp_avg = [torch.zeros_like(weights) for weights in self.weights]
         self.exp_avg_sq = [torch.zeros_like(weights) for weights in self.weights]
         self.steps = [torch.zeros((), device=weights.device) for weights in self.weights]
@@ -43,11 +44,10 @@ class Adam:
     @torch.no_grad()
     def step(self) -> None:
         """Change the weights by what the gradients of `working` say."""
-        grads = [parameter.grad for parameter in self.working.parameters() if parameter.grad is not None]
         # The function under torch.optim.Adam, without what that does around it at every step.
         adam(
             self.weights,
-            [grad.to(weights.dtype) for grad, weights in zip(grads, self.weights, strict=True)],
+            [grad.float() for grad in self.grads] if self._apart else self.grads,
             self.exp_avg,
             self.exp_avg_sq,
             [],

@@ -60,21 +60,23 @@ def written_out(model: VAE, x: Tensor, eps: Tensor) -> ElboTerms:
 
     Products are taken in the type of the weights, what is between them in that of x and ε.
     """
-    layout = layout_for(x.device, model.dtype)
+    dtype = model.dtype
+    layout = layout_for(x.device, dtype)
     dim = layout.features
-    encoded = _forward(model.encoder, layout.view(x.to(model.dtype)), layout)
+    x, eps = layout.arrange(x), layout.arrange(eps)
+    encoded = _forward(model.encoder, x.to(dtype), layout)
     mu, log_var = encoded[-1].to(eps.dtype).chunk(2, dim=dim)
     sigma = torch.exp(0.5 * log_var)
-    noise = sigma * layout.view(eps)
-    decoded = _forward(model.decoder, (mu + noise).to(model.dtype), layout)
-    logits, x = decoded[-1].to(x.dtype), layout.arrange(x)
+    noise = sigma * eps
+    decoded = _forward(model.decoder, (mu + noise).to(dtype), layout)
+    logits = decoded[-1].to(x.dtype)
     terms = ElboTerms(bernoulli_recon(logits, x, dim), gaussian_kl(mu, log_var, dim))
 
     d_logits = bernoulli_recon_gradient(logits, x)
-    d_z = _backward(model.decoder, decoded, d_logits.to(model.dtype), layout).to(eps.dtype)
+    d_z = _backward(model.decoder, decoded, d_logits.to(dtype), layout).to(eps.dtype)
     # Through z = μ + σ ε, and through KL = ½ Σ (σ² + μ² − 1 − log σ²).
     d_mu, d_log_var = d_z + mu, 0.5 * (d_z * noise + sigma.square() - 1)
-    d_encoded = torch.cat([d_mu, d_log_var], dim=dim).to(model.dtype)
+    d_encoded = torch.cat([d_mu, d_log_var], dim=dim).to(dtype)
     _backward(model.encoder, encoded, d_encoded, layout, to_input=False)
     return terms
 
@@ -96,8 +98,8 @@ def _forward(net: nn.Sequential, a: Tensor, layout: Layout) -> list[Tensor]:
 
 def _backward(net: nn.Sequential, values: list[Tensor], d: Tensor, layout: Layout, *, to_input: bool = True) -> Tensor:
     """Set the gradients of `net` by that of its output; that of its input, unless it is not wanted."""
-    for i in reversed(range(len(net))):
-        layer, before, after = net[i], values[i], values[i + 1]
+    for i, layer in reversed(list(enumerate(net))):
+        before, after = values[i], values[i + 1]
         if isinstance(layer, nn.Linear):
             layout.weight_gradient(before, d, place(layer.weight))
             torch.sum(d, dim=1 - layout.features, out=place(layer.bias))

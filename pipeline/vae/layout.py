@@ -18,11 +18,8 @@ class Layout(Protocol):
 
     features: int
 
-    def view(self, x: Tensor) -> Tensor:
-        """X [B, D] in this layout, as a view: all that a product needs."""
-
     def arrange(self, x: Tensor) -> Tensor:
-        """X [B, D] laid out anew, for what goes through it element by element."""
+        """X [B, D] in this layout."""
 
     def forward(self, layer: nn.Linear, a: Tensor) -> Tensor:
         """W a + b."""
@@ -39,11 +36,9 @@ class Rows:
 
     features = 1
 
-    def view(self, x: Tensor) -> Tensor:
+    def arrange(self, x: Tensor) -> Tensor:
         """As it is."""
         return x
-
-    arrange = view
 
     def forward(self, layer: nn.Linear, a: Tensor) -> Tensor:
         """[B, in] → [B, out]."""
@@ -66,19 +61,15 @@ class Columns:
 
     features = 0
 
-    def view(self, x: Tensor) -> Tensor:
-        """[B, D] → [D, B]."""
-        return x.t()
-
     def arrange(self, x: Tensor) -> Tensor:
-        """[B, D] → [D, B]."""
-        return x.t().contiguous()
+        """[B, D] → [D, B]; in three dimensions, for a plain transposition is copied by one core alone."""
+        return _halves(x.t()).contiguous().view(-1, len(x))
 
     def forward(self, layer: nn.Linear, a: Tensor) -> Tensor:
         """[in, B] → [out, B]."""
         weight = _halves(layer.weight)
         bias = layer.bias.view(len(weight), -1, 1)
-        return torch.baddbmm(bias, weight, a.expand(len(weight), -1, -1)).flatten(0, 1)
+        return torch.baddbmm(bias, weight, a.expand(len(weight), -1, -1)).view(-1, a.shape[1])
 
     def weight_gradient(self, a: Tensor, d: Tensor, out: Tensor) -> None:
         """[in, B], [out, B] → [out, in]."""

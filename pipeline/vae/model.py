@@ -9,7 +9,7 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,7 +40,7 @@ class VAE(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights, in which the matrix products are taken."""
-        return next(self.parameters()).dtype
+        return cast(Tensor, self.encoder[0].weight).dtype
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """PyTorch's default for linear layers, U(−1/√fan_in, 1/√fan_in), drawn from `generator`."""
