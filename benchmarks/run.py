@@ -1,6 +1,6 @@
 """`make bench`: every benchmark in a short form, what it found in reports/benchmarks/, by device, and a picture of it.
 
-`python benchmarks/run.py [ROUNDS] [NAME …]`: all of them, or those that are named, whose part of the file is replaced.
+`python benchmarks/run.py [ROUNDS] [NAME …]`: those that are named, whose part of the file is replaced, or four of them.
 """
 
 import json
@@ -20,7 +20,9 @@ SCRIPTS = {
     "evaluation": lambda rounds: [str(3 * rounds)],
     "overhead": lambda rounds: [str(2 * rounds)],
     "sweep": lambda rounds: [str(rounds)],
+    "precision": lambda rounds: ["10"],
 }
+SHORT = ("training", "evaluation", "overhead", "sweep")  # unless others are named
 INK, OURS, THEIRS = "#333333", "#2563a8", "#b9bfc6"
 
 
@@ -108,7 +110,7 @@ def main() -> None:
     REPORTS.mkdir(parents=True, exist_ok=True)
     path = REPORTS / f"{device}.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name in names or SCRIPTS:
+    for name in names or SHORT:
         found[name] = measured(name, rounds)
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(found, path.with_suffix(".png"))

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import csv
 import json
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +66,6 @@ def main() -> None:
     bound = elbo(model, images)
     ks = sample_sizes(params.eval_samples)
     found = likelihood(model, images, params.eval_samples, params.eval_proposal_scale, share)
-    set_threads(share())  # of what is not the model's: the bits of that do not depend on them
     per_image = {
         "neg_elbo": bound.recon + bound.kl,
         "recon": bound.recon,
@@ -86,14 +86,17 @@ def main() -> None:
             "nll_prior": found.prior[:, -1],
             "ess": found.ess,
         })  # fmt: skip
-        test |= latent(bound)
-        test |= labels_told(model, bound, labels)
-        test |= samples_judged(model, images)
-        test |= {"num_images": len(images)}
+        set_threads(1)  # a core for each of what comes now, as many at a time as there are
+        with ThreadPoolExecutor(share()) as pool:
+            told = pool.submit(labels_told, model, bound, labels)
+            judged = pool.submit(samples_judged, model, images)
+            held = pool.submit(latent, bound)
+            drawn = pool.submit(draw_gallery, model, images, labels, FIGURES)
+        drawn.result()
+        test |= held.result() | told.result() | judged.result() | {"num_images": len(images)}
         METRICS.write_text(json.dumps({"test": test}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         save_grid(generate(model, 128), GENERATED)
         save_pairs(to_unit(images[:64]), reconstruct(model, images[:64]), RECONSTRUCTED)
-        draw_gallery(model, images, labels, FIGURES)
 
     print(
         "evaluate: −log p(x) ≤ {nll:.2f} ± {nll_se:.2f} nats per image over {num_images} test images; −ELBO "
