@@ -24,7 +24,6 @@ from measure import hardware, ratios, spread, turns  # noqa: E402
 from pipeline.params import load_params  # noqa: E402
 from pipeline.vae.device import prepare_device  # noqa: E402
 from pipeline.vae.fit import PRECISIONS, fit, new_optimizer  # noqa: E402
-from pipeline.vae.gradient import place  # noqa: E402
 from pipeline.vae.layout import layout_for  # noqa: E402
 from pipeline.vae.mnist import PIXELS, load_images  # noqa: E402
 from pipeline.vae.model import VAE  # noqa: E402
@@ -57,21 +56,21 @@ def ours(images: torch.Tensor, precision: str, num_epochs: int = 10**9) -> Turn:
 def products(device: torch.device, precision: str) -> Turn:
     """STEPS times the matrix products of a step: forwards, by the weights, and by what went in but for the first."""
     working = new_optimizer(new_model(device), 1e-3, precision).working
+    linear = [layer for net in (working.encoder, working.decoder) for layer in net if isinstance(layer, nn.Linear)]
     layout = layout_for(device, working.dtype)
-    layers = [layer for net in (working.encoder, working.decoder) for layer in net if isinstance(layer, nn.Linear)]
+    layers = [(layout(layer), *layer.weight.shape) for layer in linear]
     size = PARAMS.batch_size
-    draw = {features: torch.randn(size, features, device=device) for layer in layers for features in layer.weight.shape}
+    draw = {features: torch.randn(size, features, device=device) for layer in linear for features in layer.weight.shape}
     values = {features: layout.arrange(value.to(working.dtype)) for features, value in draw.items()}
 
     @torch.no_grad()
     def turn() -> None:
         for _ in range(STEPS):
-            for i, layer in enumerate(layers):
-                n_out, n_in = layer.weight.shape
-                layout.forward(layer, values[n_in])
-                layout.weight_gradient(values[n_in], values[n_out], place(layer.weight))
+            for i, (layer, n_out, n_in) in enumerate(layers):
+                layer.forward(values[n_in])
+                layer.weight_gradient(values[n_in], values[n_out])
                 if i > 0:
-                    layout.to_input(layer, values[n_out])
+                    layer.to_input(values[n_out])
         if device.type == "cuda":
             torch.cuda.synchronize()
 

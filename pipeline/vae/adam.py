@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from pipeline.vae.model import VAE
 
@@ -27,13 +26,15 @@ class Adam:
             parameter.grad = grad
         self.exp_avg = [torch.zeros_like(weights) for weights in self.weights]
         self.exp_avg_sq = [torch.zeros_like(weights) for weights in self.weights]
-        self.steps = [torch.zeros((), device=weights.device) for weights in self.weights]
+        self.steps = torch.zeros((), device=self.weights[0].device)
 
     @property
     def state(self) -> dict[str, Tensor]:
         """All that a step depends on besides weights and gradients, by name."""
-        parts = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "step": self.steps}
-        return {f"{i}.{name}": tensor for name, tensors in parts.items() for i, tensor in enumerate(tensors)}
+        moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        return {"step": self.steps} | {
+            f"{name}.{i}": tensor for name, tensors in moments.items() for i, tensor in enumerate(tensors)
+        }
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -44,15 +45,15 @@ class Adam:
     @torch.no_grad()
     def step(self) -> None:
         """Change the weights by what the gradients of `working` say."""
-        # The function under torch.optim.Adam, without what that does around it at every step.
-        adam(
+        self.steps.add_(1)
+        # The kernel under torch.optim.Adam(fused=True), without what that does around it at every step.
+        torch._fused_adam_(
             self.weights,
             [grad.float() for grad in self.grads] if self._apart else self.grads,
             self.exp_avg,
             self.exp_avg_sq,
             [],
-            self.steps,
-            fused=True,
+            [self.steps] * len(self.weights),
             lr=self.learning_rate,
             beta1=0.9,
             beta2=0.999,

@@ -87,7 +87,7 @@ def fit(
     def steps(images: Tensor, eps: Tensor) -> ElboTerms:
         terms = []
         for batch, batch_eps in zip(images.split(batch_size), eps.split(batch_size), strict=True):
-            terms.append(gradient(optimizer.working, to_unit(batch), batch_eps))
+            terms.append(gradient(to_unit(batch), batch_eps))
             optimizer.step()
         return _joined(terms)
 

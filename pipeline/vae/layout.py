@@ -13,21 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Layout(Protocol):
-    """How activations lie, and the three products of a layer on them; `features` is their dimension."""
+class Linear(Protocol):
+    """A layer in some layout. It holds views of parameters and gradients: these keep their place."""
 
-    features: int
+    bias_grad: Tensor
 
-    def arrange(self, x: Tensor) -> Tensor:
-        """X [B, D] in this layout."""
-
-    def forward(self, layer: nn.Linear, a: Tensor) -> Tensor:
+    def forward(self, a: Tensor) -> Tensor:
         """W a + b."""
 
-    def weight_gradient(self, a: Tensor, d: Tensor, out: Tensor) -> None:
-        """D aᵀ, from the layer's input and the gradient by its output."""
+    def weight_gradient(self, a: Tensor, d: Tensor) -> None:
+        """D aᵀ to where the gradient of W is, from the layer's input and the gradient by its output."""
 
-    def to_input(self, layer: nn.Linear, d: Tensor) -> Tensor:
+    def to_input(self, d: Tensor) -> Tensor:
         """Wᵀ d, the gradient by the layer's input."""
 
 
@@ -36,21 +33,26 @@ class Rows:
 
     features = 1
 
-    def arrange(self, x: Tensor) -> Tensor:
-        """As it is."""
+    def __init__(self, layer: nn.Linear) -> None:
+        self.weight, self.bias = layer.weight.detach(), layer.bias.detach()
+        self.weight_grad, self.bias_grad = place(layer.weight), place(layer.bias)
+
+    @staticmethod
+    def arrange(x: Tensor) -> Tensor:
+        """[B, D], as it is."""
         return x
 
-    def forward(self, layer: nn.Linear, a: Tensor) -> Tensor:
+    def forward(self, a: Tensor) -> Tensor:
         """[B, in] → [B, out]."""
-        return F.linear(a, layer.weight, layer.bias)
+        return F.linear(a, self.weight, self.bias)
 
-    def weight_gradient(self, a: Tensor, d: Tensor, out: Tensor) -> None:
-        """[B, in], [B, out] → [out, in]."""
-        torch.mm(d.t(), a, out=out)
+    def weight_gradient(self, a: Tensor, d: Tensor) -> None:
+        """[B, in] and [B, out]."""
+        torch.mm(d.t(), a, out=self.weight_grad)
 
-    def to_input(self, layer: nn.Linear, d: Tensor) -> Tensor:
+    def to_input(self, d: Tensor) -> Tensor:
         """[B, out] → [B, in]."""
-        return torch.mm(d, layer.weight)
+        return torch.mm(d, self.weight)
 
 
 class Columns:
@@ -61,33 +63,48 @@ class Columns:
 
     features = 0
 
-    def arrange(self, x: Tensor) -> Tensor:
+    def __init__(self, layer: nn.Linear) -> None:
+        self.weight, self.weight_grad = _halves(layer.weight.detach()), _halves(place(layer.weight))
+        self.transposed = self.weight.transpose(1, 2)
+        self.bias, self.bias_grad = layer.bias.detach().view(len(self.weight), -1, 1), place(layer.bias)
+
+    @staticmethod
+    def arrange(x: Tensor) -> Tensor:
         """[B, D] → [D, B]; in three dimensions, for a plain transposition is copied by one core alone."""
         return _halves(x.t()).contiguous().view(-1, len(x))
 
-    def forward(self, layer: nn.Linear, a: Tensor) -> Tensor:
+    def forward(self, a: Tensor) -> Tensor:
         """[in, B] → [out, B]."""
-        weight = _halves(layer.weight)
-        bias = layer.bias.view(len(weight), -1, 1)
-        return torch.baddbmm(bias, weight, a.expand(len(weight), -1, -1)).view(-1, a.shape[1])
+        return torch.baddbmm(self.bias, self.weight, a.expand(len(self.weight), -1, -1)).view(-1, a.shape[1])
 
-    def weight_gradient(self, a: Tensor, d: Tensor, out: Tensor) -> None:
-        """[in, B], [out, B] → [out, in]."""
-        out = _halves(out)
-        torch.bmm(d.view(*out.shape[:2], -1), a.t().expand(len(out), -1, -1), out=out)
+    def weight_gradient(self, a: Tensor, d: Tensor) -> None:
+        """[in, B] and [out, B]."""
+        torch.bmm(self._split(d), a.t().expand(len(self.weight), -1, -1), out=self.weight_grad)
 
-    def to_input(self, layer: nn.Linear, d: Tensor) -> Tensor:
+    def to_input(self, d: Tensor) -> Tensor:
         """[out, B] → [in, B]."""
-        weight = _halves(layer.weight)
-        by_half: Tensor = torch.bmm(weight.transpose(1, 2), d.view(*weight.shape[:2], -1))
+        by_half: Tensor = torch.bmm(self.transposed, self._split(d))
         return by_half.sum(dim=0)
+
+    def _split(self, d: Tensor) -> Tensor:
+        return d.view(len(self.weight), -1, d.shape[1])
+
+
+Layout = type[Rows] | type[Columns]
+
+
+def layout_for(device: torch.device, dtype: torch.dtype) -> Layout:
+    """Columns on a CPU, but not for bfloat16, whose products are quicker in rows."""
+    return Columns if device.type == "cpu" and dtype != torch.bfloat16 else Rows
+
+
+def place(parameter: Tensor) -> Tensor:
+    """Where the gradient of a parameter is written to."""
+    if parameter.grad is None:
+        raise ValueError("a parameter has no place for its gradient")
+    return parameter.grad
 
 
 def _halves(matrix: Tensor) -> Tensor:
     # An odd number of rows stays whole.
     return matrix.view(2 if len(matrix) % 2 == 0 else 1, -1, matrix.shape[1])
-
-
-def layout_for(device: torch.device, dtype: torch.dtype) -> Layout:
-    """Columns on a CPU, but not for bfloat16, whose products are quicker in rows."""
-    return Columns() if device.type == "cpu" and dtype != torch.bfloat16 else Rows()

@@ -56,8 +56,10 @@ def test_a_state_goes_on_to_the_same_bits(precision):
 
 
 def test_a_state_of_another_model_is_refused():
-    with pytest.raises(RuntimeError, match=r"0\.exp_avg"):
-        Adam(make(), 1e-2).restore({name: torch.zeros(3) for name in Adam(make(), 1e-2).state})
+    with pytest.raises(RuntimeError, match=r"exp_avg\.0"):
+        Adam(make(), 1e-2).restore(
+            {name: torch.zeros(() if name == "step" else 3) for name in Adam(make(), 1e-2).state}
+        )
 
 
 def test_in_bfloat16_a_copy_follows_the_weights():
@@ -81,4 +83,4 @@ def test_what_it_changes_is_all_that_it_names():
         for tensor, value in zip(optimizer.tensors, before, strict=True):
             tensor.copy_(value)
         assert torch.equal(weights(model), copied[0]) and torch.equal(weights(optimizer.working), copied[1])
-        assert optimizer.state["0.step"] == 1
+        assert optimizer.state["step"] == 1

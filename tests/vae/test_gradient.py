@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from pipeline.vae.adam import Adam
-from pipeline.vae.gradient import BACKWARD, by_autograd, gradient_of, written_out
+from pipeline.vae.gradient import BACKWARD, ByAutograd, WrittenOut, gradient_of, most_threads
 from pipeline.vae.layout import Columns, Rows, layout_for
 from pipeline.vae.model import ACTIVATIONS, VAE
 from pipeline.vae.randomness import generator
@@ -29,7 +29,7 @@ def batch(n, z_dim, dtype=torch.float64):
     return x.to(dtype), eps.to(dtype)
 
 
-@pytest.fixture(params=[Columns(), Rows()], ids=["columns", "rows"])
+@pytest.fixture(params=[Columns, Rows])
 def layout(request, monkeypatch):
     """Either, whichever this device would take."""
     monkeypatch.setattr("pipeline.vae.gradient.layout_for", lambda device, dtype: request.param)
@@ -41,11 +41,11 @@ def layout(request, monkeypatch):
 @pytest.mark.parametrize("n", [1, 77])
 def test_written_out_it_is_what_autograd_finds(shape, activation, n):
     model, (x, eps) = make(*shape, activation), batch(n, shape[-1])
-    assert gradient_of(model) is written_out
+    assert isinstance(gradient_of(model), WrittenOut)
     for parameter in model.parameters():
         parameter.grad.fill_(torch.nan)  # whatever was there is not added to
-    terms, found = written_out(model, x, eps), gradients(model).clone()
-    expected = by_autograd(model, x, eps)
+    terms, found = WrittenOut(model)(x, eps), gradients(model).clone()
+    expected = ByAutograd(model)(x, eps)
     torch.testing.assert_close(terms, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, gradients(model), rtol=1e-10, atol=1e-10 * gradients(model).abs().max().item())
 
@@ -53,7 +53,7 @@ def test_written_out_it_is_what_autograd_finds(shape, activation, n):
 def test_autograd_is_the_derivative():
     """The oracle itself: central differences of Σ −ELBO along a direction."""
     model, (x, eps) = make(6, 1, 2, "tanh"), batch(5, 2)
-    by_autograd(model, x, eps)
+    ByAutograd(model)(x, eps)
     direction = [
         torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(1)) for p in model.parameters()
     ]
@@ -63,16 +63,16 @@ def test_autograd_is_the_derivative():
         with torch.no_grad():
             for p, d in zip(model.parameters(), direction, strict=True):
                 p.add_(d, alpha=h)
-        losses.append(by_autograd(model, x, eps).neg_elbo.sum())
+        losses.append(ByAutograd(model)(x, eps).neg_elbo.sum())
     assert ((losses[0] - losses[1]) / 2e-6).item() == pytest.approx(slope.item(), rel=1e-6)
 
 
 @pytest.mark.usefixtures("layout")
 def test_in_float32_both_agree_to_its_rounding():
     model, (x, eps) = make(400, 1, 20, "relu", torch.float32), batch(128, 20, torch.float32)
-    written_out(model, x, eps)
+    WrittenOut(model)(x, eps)
     found = gradients(model).clone()
-    by_autograd(model, x, eps)
+    ByAutograd(model)(x, eps)
     assert (found - gradients(model)).norm() < 1e-6 * gradients(model).norm()
 
 
@@ -83,16 +83,21 @@ def test_every_activation_of_the_parameters_is_written_out():
 def test_any_other_layer_is_left_to_autograd():
     model = make(8, 1, 2, "relu")
     model.decoder[1] = nn.ELU()
-    assert gradient_of(model) is by_autograd
+    assert isinstance(gradient_of(model), ByAutograd) and most_threads(model) == 1
 
 
 def test_without_a_place_for_gradients_it_says_so():
     model = VAE(x_dim=784, h_dim=8, z_dim=2, h_layers=1, activation="relu")
     with pytest.raises(ValueError, match="no place for its gradient"):
-        written_out(model, *batch(3, 2, torch.float32))
+        WrittenOut(model)
 
 
 def test_a_gpu_and_bfloat16_have_rows():
-    assert isinstance(layout_for(torch.device("cpu"), torch.float32), Columns)
-    assert isinstance(layout_for(torch.device("cpu"), torch.bfloat16), Rows)
-    assert isinstance(layout_for(torch.device("cuda"), torch.float32), Rows)
+    assert layout_for(torch.device("cpu"), torch.float32) is Columns
+    assert layout_for(torch.device("cpu"), torch.bfloat16) is Rows
+    assert layout_for(torch.device("cuda"), torch.float32) is Rows
+
+
+@pytest.mark.parametrize(("h_dim", "threads"), [(400, 2), (401, 1)])
+def test_two_threads_where_every_layer_has_two_halves(h_dim, threads):
+    assert most_threads(make(h_dim, 1, 3, "relu")) == threads
