@@ -1,7 +1,8 @@
 """What a user starts from: the usual script for this model, its DataLoader, its loss on probabilities, its Adam.
 
 Written as that script describes itself: torchvision's MNIST with ToTensor, batches of 128 from a shuffling DataLoader,
-784-400-20-400-784 with ReLU, binary cross-entropy summed over a batch, the loss read every hundred steps.
+784-400-20-400-784 with ReLU, binary cross-entropy summed over a batch, the loss read every hundred steps, two pictures
+at the end of an epoch.
 """
 
 import tempfile
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
+from torchvision.utils import save_image
 
 LOGGED = 100  # steps between two lines of its log
 
@@ -37,7 +39,7 @@ class Baseline(nn.Module):
         return self.decoder(z), mu, log_var
 
 
-def epochs(raw: Path, device: torch.device, batch_size: int = 128) -> Iterator[float]:
+def epochs(raw: Path, pictures: Path, device: torch.device, batch_size: int = 128) -> Iterator[float]:
     """Train for an epoch at each turn; yields the last loss of it, per image. `raw` holds the four files of MNIST."""
     with tempfile.TemporaryDirectory() as folder:
         # Where torchvision looks for them.
@@ -61,4 +63,9 @@ def epochs(raw: Path, device: torch.device, batch_size: int = 128) -> Iterator[f
             optimizer.step()
             if i % LOGGED == 0:
                 recon.item(), kl.item()
+        with torch.no_grad():
+            z = torch.randn(batch_size, 20).to(device)
+            save_image(model.decoder(z).view(-1, 1, 28, 28), pictures / "generated.png")
+            pairs = torch.cat([x.view(-1, 1, 28, 28), model(x)[0].view(-1, 1, 28, 28)], dim=3)
+            save_image(pairs, pictures / "reconstructed.png")
         yield loss.item() / len(x)

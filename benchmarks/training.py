@@ -8,6 +8,7 @@ epochs of the default run as well. Prints medians, and JSON on the last line.
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,8 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     device = prepare_device("auto", said_in="this machine")
     images = load_images(ROOT / "data/raw", "train").to(device)
-    script = epochs(ROOT / "data/raw", device)
+    pictures = tempfile.TemporaryDirectory()
+    script = epochs(ROOT / "data/raw", Path(pictures.name), device)
     arms: dict[str, Turn] = {"script": lambda: next(script)}
     arms |= {precision: ours(images, precision) for precision in PRECISIONS}
     turns(arms, 1)  # everything has been used once

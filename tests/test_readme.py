@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 README = committed("README.md")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 JUDGED = json.loads(committed("reports/judge.json"))
+BENCHMARKS = json.loads(committed("reports/benchmarks/cpu.json"))
 TEST = json.loads(committed("reports/metrics.json"))["test"]
 
 
@@ -26,7 +28,7 @@ def test_the_default_runs_figures_are_the_committed_ones():
 
 
 def test_the_figures_of_the_benchmark_are_the_committed_ones():
-    measured = json.loads(committed("benchmarks/nll.json"))
+    measured = BENCHMARKS["evaluation"]
     usual, many = measured["against_usual_5000"], measured["against_plain_10000_on_1000"]
     assert measured["ratio_median"] >= 15 and usual["difference"] < 0
     assert many["difference"] <= 2 * many["se"], "at least as tight, as far as 1,000 images say"
@@ -36,6 +38,21 @@ def test_the_figures_of_the_benchmark_are_the_committed_ones():
     assert f"{-most['difference']:.2f} ± {most['se']:.2f} nats more" in words
     for gap in (usual, many):
         assert f"{-gap['difference']:.3f} ± {gap['se']:.3f}" in words
+
+
+def test_the_figures_of_speed_are_the_committed_ones():
+    words, training = " ".join(README.split()), BENCHMARKS["training"]
+    for precision, faster in training["times_as_fast_as_the_script"].items():
+        epoch = statistics.median(training["seconds"][precision])
+        assert f"{epoch:.2f} s, {faster['median']:.1f} times as fast" in words, precision
+    assert f"{training['step_over_products']['float32']['median']:.2f} times as long as its matrix products" in words
+    gaps = BENCHMARKS["precision"]["difference"]
+    assert f"{statistics.mean(gaps):+.2f} ± {statistics.stdev(gaps):.2f} nats".replace("-", "−") in words
+    overhead = BENCHMARKS["overhead"]
+    assert f"{statistics.median(one['overhead'] for one in overhead['rounds']):.1f} s beyond its epoch" in words
+    assert f"{statistics.median(overhead['nothing_to_do']):.1f} s where there is nothing to do" in words
+    seconds = {jobs: statistics.median(times) for jobs, times in BENCHMARKS["sweep"]["seconds"].items()}
+    assert f"{seconds['1'] / seconds['2']:.2f} times the throughput" in words
 
 
 def test_the_default_run_is_as_good_as_the_model_is_known_to_be():

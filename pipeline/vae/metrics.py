@@ -107,10 +107,10 @@ def evidence(
         )
 
     starts = range(0, len(images), step)
-    return _in_order(record, starts, workers) if device.type == "cpu" else map(record, starts)
+    return in_order(record, starts, workers) if device.type == "cpu" else map(record, starts)
 
 
-def _in_order(record: Callable[[int], T], starts: Sequence[int], workers: Callable[[], int]) -> Iterator[T]:
+def in_order(record: Callable[[int], T], starts: Sequence[int], workers: Callable[[], int]) -> Iterator[T]:
     """What `record` makes of each of `starts`, `workers()` at a time: PyTorch computes without Python's lock."""
     found: deque[Future[T]] = deque()
     # Every thread of Python has a number of its own, which others' calls do not change once it is set.
