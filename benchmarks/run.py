@@ -4,6 +4,7 @@
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def epoch_panel(found: dict[str, Any], ax: Any) -> None:
     """Seconds of an epoch."""
     training = found["training"]
-    medians = {name: sorted(times)[len(times) // 2] for name, times in training["seconds"].items()}
+    medians = {name: statistics.median(times) for name, times in training["seconds"].items()}
     bars = ax.barh(list(medians), list(medians.values()), color=[THEIRS, OURS, OURS])
     faster = training["times_as_fast_as_the_script"]
     ax.bar_label(
@@ -72,7 +73,7 @@ def epoch_panel(found: dict[str, Any], ax: Any) -> None:
 
 def sweep_panel(found: dict[str, Any], ax: Any) -> None:
     """Throughput of a queue by its workers."""
-    seconds = {jobs: sorted(times)[len(times) // 2] for jobs, times in found["sweep"]["seconds"].items()}
+    seconds = {jobs: statistics.median(times) for jobs, times in found["sweep"]["seconds"].items()}
     base = next(iter(seconds.values()))
     bars = ax.bar(list(seconds), [base / s for s in seconds.values()], color=OURS)
     ax.bar_label(bars, [f"× {base / s:.2f}" for s in seconds.values()], fontsize=8)
@@ -84,7 +85,7 @@ def sweep_panel(found: dict[str, Any], ax: Any) -> None:
 def overhead_panel(found: dict[str, Any], ax: Any) -> None:
     """Where the seconds go that an experiment takes beyond its epoch."""
     rounds = found["overhead"]["rounds"]
-    middle = sorted(rounds, key=lambda one: one["overhead"])[len(rounds) // 2]
+    middle = {part: statistics.median(one[part] for one in rounds) for part in rounds[0]}
     parts = {"DVC": middle["DVC itself"]}
     for name in ("train", "evaluate", "log"):
         own = {part: s for part, s in middle.items() if part.startswith(f"{name}: ") and part != "train: the epoch"}
