@@ -20,7 +20,7 @@ SCRIPTS = {
     "training": lambda rounds: [str(3 * rounds)],
     "evaluation": lambda rounds: [str(3 * rounds)],
     "overhead": lambda rounds: [str(2 * rounds)],
-    "sweep": lambda rounds: [str(rounds)],
+    "sweep": lambda rounds: [str(rounds), "1,2,4"],
     "precision": lambda rounds: ["10"],
 }
 SHORT = ("training", "evaluation", "overhead", "sweep")  # unless others are named

@@ -19,7 +19,7 @@ from pipeline.vae.objective import gaussian_kl
 
 ACTIVE = 0.01  # Var_x(μ_j) above which a unit counts as active (Burda et al. 2016, section 5)
 CHUNK = 1 << 18  # numbers held at a time: what a core's cache holds
-BUDGET = 2_000_000_000  # numbers in all: two seconds on two cores
+BUDGET = 2_000_000_000  # numbers in all: three seconds on a core
 
 
 class KLSplit(NamedTuple):
