@@ -21,6 +21,7 @@ class Adam:
         self.weights = [parameter.detach() for parameter in model.parameters()]
         self._apart = precision != self.weights[0].dtype
         self.working = copy.deepcopy(model).to(precision) if self._apart else model
+        self._copies = [parameter.detach() for parameter in self.working.parameters()] if self._apart else []
         self.grads = [torch.zeros_like(parameter) for parameter in self.working.parameters()]
         for parameter, grad in zip(self.working.parameters(), self.grads, strict=True):
             parameter.grad = grad
@@ -39,10 +40,8 @@ class Adam:
     @property
     def tensors(self) -> list[Tensor]:
         """All that a step changes."""
-        copies = [parameter.detach() for parameter in self.working.parameters()]
-        return [*self.weights, *(copies if self._apart else []), *self.state.values()]
+        return [*self.weights, *self._copies, *self.state.values()]
 
-    @torch.no_grad()
     def step(self) -> None:
         """Change the weights by what the gradients of `working` say."""
         self.steps.add_(1)
@@ -62,15 +61,14 @@ class Adam:
             amsgrad=False,
             maximize=False,
         )
-        self.follow()
+        if self._apart:
+            self.follow()
 
-    @torch.no_grad()
     def follow(self) -> None:
         """Give `working` the weights of `model`, where it is a copy."""
         if self._apart:
-            torch._foreach_copy_([*self.working.parameters()], self.weights)
+            torch._foreach_copy_(self._copies, self.weights)
 
-    @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back a `state`, after the weights. Raises KeyError or RuntimeError where it is another model's."""
         for name, tensor in self.state.items():

@@ -84,10 +84,11 @@ def fit(
     """
     gradient = gradient_of(optimizer.working)
 
+    @torch.inference_mode()  # of no_grad too each operation costs something
     def steps(images: Tensor, eps: Tensor) -> ElboTerms:
         terms = []
         for batch, batch_eps in zip(images.split(batch_size), eps.split(batch_size), strict=True):
-            terms.append(gradient(to_unit(batch), batch_eps))
+            terms.append(gradient(batch, batch_eps))
             optimizer.step()
         return _joined(terms)
 

@@ -5,25 +5,37 @@ accumulated, each product writes to where Adam reads it. That autograd finds the
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.vae.layout import Linear, layout_for
 from pipeline.vae.likelihood import bernoulli_recon, bernoulli_recon_gradient
+from pipeline.vae.mnist import to_unit
 from pipeline.vae.model import VAE
-from pipeline.vae.objective import ElboTerms, elbo_terms, gaussian_kl
+from pipeline.vae.objective import ElboTerms, elbo_terms
 
-# Sets `grad` of every parameter to the gradient of Σ −ELBO over a batch: x [B, D] in [0, 1], ε [B, Z] → terms [B].
+aten = torch.ops.aten
+
+# Sets `grad` of every parameter to the gradient of Σ −ELBO over a batch: uint8 [B, D], ε [B, Z] → terms [B].
 # The sum, as in the seed, and not the mean: Adam's ε weighs less.
 Gradient = Callable[[Tensor, Tensor], ElboTerms]
 
-# By the gradient of what comes out of an activation, what went in, and what came out.
-BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    nn.ReLU: lambda d, before, after: torch.ops.aten.threshold_backward(d, after, 0),
-    nn.Tanh: lambda d, before, after: torch.ops.aten.tanh_backward(d, after),
-    nn.GELU: lambda d, before, after: torch.ops.aten.gelu_backward(d, before),
-    nn.SiLU: lambda d, before, after: torch.ops.aten.silu_backward(d, before),
+class Activation(NamedTuple):
+    """In place wherever it can be: memory that was in use before is written faster than any other."""
+
+    forward: Callable[[Tensor], Tensor]
+    # By the gradient of what comes out, what went in, and what came out: the gradient of what went in.
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: Activation(torch.relu_, lambda d, _, a: aten.threshold_backward.grad_input(d, a, 0, grad_input=d)),
+    nn.Tanh: Activation(torch.tanh_, lambda d, _, a: aten.tanh_backward.grad_input(d, a, grad_input=d)),
+    nn.GELU: Activation(F.gelu, lambda d, a, _: aten.gelu_backward.grad_input(d, a, grad_input=d)),
+    nn.SiLU: Activation(F.silu, lambda d, a, _: aten.silu_backward.grad_input(d, a, grad_input=d)),
 }
 
 
@@ -34,7 +46,7 @@ def gradient_of(model: VAE) -> Gradient:
 
 def is_known(model: VAE) -> bool:
     """Whether the gradient is written out for every layer of the model."""
-    return {type(layer) for net in (model.encoder, model.decoder) for layer in net} <= {nn.Linear, *BACKWARD}
+    return {type(layer) for net in (model.encoder, model.decoder) for layer in net} <= {nn.Linear, *ACTIVATIONS}
 
 
 def most_threads(model: VAE) -> int:
@@ -52,13 +64,14 @@ class ByAutograd:
     def __init__(self, model: VAE) -> None:
         self.model = model
 
-    def __call__(self, x: Tensor, eps: Tensor) -> ElboTerms:
+    def __call__(self, images: Tensor, eps: Tensor) -> ElboTerms:
         """Set the gradients of this batch."""
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()  # and not None: Adam and a CUDA graph know it by its place
-        terms = elbo_terms(self.model, x, eps)
-        terms.neg_elbo.sum().backward()
+        with torch.inference_mode(False), torch.enable_grad():
+            terms = elbo_terms(self.model, to_unit(images).to(eps.dtype), eps)
+            terms.neg_elbo.sum().backward()
         return ElboTerms(terms.recon.detach(), terms.kl.detach())
 
 
@@ -72,39 +85,40 @@ class WrittenOut:
         self.dtype = model.dtype
         self.layout = layout_for(next(model.parameters()).device, self.dtype)
         self.encoder, self.decoder = (
-            [self.layout(layer) if isinstance(layer, nn.Linear) else layer for layer in net]
+            [self.layout(layer) if isinstance(layer, nn.Linear) else ACTIVATIONS[type(layer)] for layer in net]
             for net in (model.encoder, model.decoder)
         )
 
-    @torch.no_grad()
-    def __call__(self, x: Tensor, eps: Tensor) -> ElboTerms:
+    def __call__(self, images: Tensor, eps: Tensor) -> ElboTerms:
         """Set the gradients of this batch."""
         dim = self.layout.features
-        x, eps = self.layout.arrange(x), self.layout.arrange(eps)
+        x, eps = to_unit(self.layout.arrange(images)).to(eps.dtype), self.layout.arrange(eps)
         encoded = _forward(self.encoder, x.to(self.dtype))
         mu, log_var = encoded[-1].to(eps.dtype).chunk(2, dim=dim)
         sigma = torch.exp(0.5 * log_var)
         noise = sigma * eps
         decoded = _forward(self.decoder, (mu + noise).to(self.dtype))
         logits = decoded[-1].to(x.dtype)
-        terms = ElboTerms(bernoulli_recon(logits, x, dim), gaussian_kl(mu, log_var, dim))
+        recon = bernoulli_recon(logits, x, dim)
+        excess = sigma.square() - 1
+        kl = 0.5 * torch.addcmul(excess - log_var, mu, mu).sum(dim=dim)
 
-        d_logits = bernoulli_recon_gradient(logits, x)
-        d_z = self._backward(self.decoder, decoded, d_logits.to(self.dtype)).to(eps.dtype)
-        # Through z = μ + σ ε, and through KL = ½ Σ (σ² + μ² − 1 − log σ²).
-        d_mu, d_log_var = d_z + mu, 0.5 * (d_z * noise + sigma.square() - 1)
+        d_logits = bernoulli_recon_gradient(logits, x).to(self.dtype)
+        d_z = self._backward(self.decoder, decoded, d_logits).to(eps.dtype)
+        # Through z = μ + σ ε, and through KL = ½ Σ (σ² − 1 − log σ² + μ²).
+        d_mu, d_log_var = d_z + mu, 0.5 * torch.addcmul(excess, d_z, noise)
         d_encoded = torch.cat([d_mu, d_log_var], dim=dim).to(self.dtype)
         self._backward(self.encoder, encoded, d_encoded, to_input=False)
-        return terms
+        return ElboTerms(recon, kl)
 
     def _backward(
-        self, layers: Sequence[Linear | nn.Module], values: list[Tensor], d: Tensor, *, to_input: bool = True
+        self, layers: Sequence[Linear | Activation], values: list[Tensor], d: Tensor, *, to_input: bool = True
     ) -> Tensor:
         """Set the gradients of these layers by that of their output; that of their input, unless it is not wanted."""
         for i in range(len(layers) - 1, -1, -1):
             layer = layers[i]
-            if isinstance(layer, nn.Module):
-                d = BACKWARD[type(layer)](d, values[i], values[i + 1])
+            if isinstance(layer, Activation):
+                d = layer.backward(d, values[i], values[i + 1])
                 continue
             layer.weight_gradient(values[i], d)
             torch.sum(d, dim=1 - self.layout.features, out=layer.bias_grad)
@@ -113,7 +127,7 @@ class WrittenOut:
         return d
 
 
-def _forward(layers: Sequence[Linear | nn.Module], a: Tensor) -> list[Tensor]:
+def _forward(layers: Sequence[Linear | Activation], a: Tensor) -> list[Tensor]:
     """What goes into the first layer, and what comes out of every one."""
     values = [a]
     for layer in layers:

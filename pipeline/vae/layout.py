@@ -6,6 +6,7 @@ core that reads it next. Where two cores share no cache, as on server CPUs made 
 than anything else: there a line that the other core has written costs as much as one from memory.
 """
 
+from functools import partial, reduce
 from typing import Protocol
 
 import torch
@@ -58,15 +59,19 @@ class Rows:
 class Columns:
     """[features, B], by halves of the features.
 
-    By two whatever the number of cores: `to_input` adds over them, and other parts would give other bits.
+    By two whatever the number of cores: `to_input` adds over them, and other parts would give other bits. What comes
+    out is kept in one place for every B, and is to be used before the next step.
     """
 
     features = 0
 
     def __init__(self, layer: nn.Linear) -> None:
         self.weight, self.weight_grad = _halves(layer.weight.detach()), _halves(place(layer.weight))
-        self.transposed = self.weight.transpose(1, 2)
+        n_out, n_in = layer.weight.shape
+        self._by_input = n_in > n_out and n_in % 2 == 0
+        self._transposed = _halves(layer.weight.detach().t()) if self._by_input else self.weight.transpose(1, 2)
         self.bias, self.bias_grad = layer.bias.detach().view(len(self.weight), -1, 1), place(layer.bias)
+        self._places: dict[tuple[int, ...], Tensor] = {}
 
     @staticmethod
     def arrange(x: Tensor) -> Tensor:
@@ -75,7 +80,9 @@ class Columns:
 
     def forward(self, a: Tensor) -> Tensor:
         """[in, B] → [out, B]."""
-        return torch.baddbmm(self.bias, self.weight, a.expand(len(self.weight), -1, -1)).view(-1, a.shape[1])
+        parts, n_out, _ = self.weight.shape
+        out = self._place(parts, n_out, a.shape[1])
+        return torch.baddbmm(self.bias, self.weight, a.expand(parts, -1, -1), out=out).view(-1, a.shape[1])
 
     def weight_gradient(self, a: Tensor, d: Tensor) -> None:
         """[in, B] and [out, B]."""
@@ -83,11 +90,20 @@ class Columns:
 
     def to_input(self, d: Tensor) -> Tensor:
         """[out, B] → [in, B]."""
-        by_half: Tensor = torch.bmm(self.transposed, self._split(d))
-        return by_half.sum(dim=0)
+        parts, n_in, _ = self._transposed.shape
+        if self._by_input:
+            out = self._place(parts, n_in, d.shape[1])
+            return torch.bmm(self._transposed, d.expand(parts, -1, -1), out=out).view(-1, d.shape[1])
+        by_half = torch.bmm(self._transposed, self._split(d), out=self._place(parts, n_in, d.shape[1]))
+        return reduce(partial(torch.add, out=self._place(n_in, d.shape[1])), by_half)
 
     def _split(self, d: Tensor) -> Tensor:
         return d.view(len(self.weight), -1, d.shape[1])
+
+    def _place(self, *shape: int) -> Tensor:
+        if shape not in self._places:
+            self._places[shape] = self.weight.new_empty(shape)
+        return self._places[shape]
 
 
 Layout = type[Rows] | type[Columns]
@@ -107,4 +123,4 @@ def place(parameter: Tensor) -> Tensor:
 
 def _halves(matrix: Tensor) -> Tensor:
     # An odd number of rows stays whole.
-    return matrix.view(2 if len(matrix) % 2 == 0 else 1, -1, matrix.shape[1])
+    return matrix.unflatten(0, (2 if len(matrix) % 2 == 0 else 1, -1))

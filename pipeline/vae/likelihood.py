@@ -15,12 +15,12 @@ def bernoulli_recon(logits: Tensor, x: Tensor, dim: int = -1) -> Tensor:
     Computed from logits, log(1 + e^l) − l x, which stays finite where log(sigmoid(l)) does not.
     """
     # From the threshold on log(1 + e^l) is l, in float64 as well.
-    return torch.addcmul(F.softplus(logits, threshold=40), logits, x, value=-1).sum(dim=dim)
+    return F.softplus(logits, threshold=40).addcmul_(logits, x, value=-1).sum(dim=dim)
 
 
 def bernoulli_recon_gradient(logits: Tensor, x: Tensor) -> Tensor:
-    """The gradient of `bernoulli_recon` by the logits: both [B, D], or both [D, B]."""
-    return torch.sigmoid(logits).sub_(x)
+    """The gradient of `bernoulli_recon` by the logits, written over them: both [B, D], or both [D, B]."""
+    return logits.sigmoid_().sub_(x)
 
 
 def bernoulli_mean(logits: Tensor) -> Tensor:

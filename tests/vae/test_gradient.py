@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from pipeline.vae.adam import Adam
-from pipeline.vae.gradient import BACKWARD, ByAutograd, WrittenOut, gradient_of, most_threads
+from pipeline.vae.gradient import ACTIVATIONS as WRITTEN_OUT
+from pipeline.vae.gradient import ByAutograd, WrittenOut, gradient_of, most_threads
 from pipeline.vae.layout import Columns, Rows, layout_for
 from pipeline.vae.model import ACTIVATIONS, VAE
 from pipeline.vae.randomness import generator
@@ -25,8 +26,8 @@ def gradients(model):
 
 def batch(n, z_dim, dtype=torch.float64):
     draw = torch.Generator().manual_seed(n)
-    x, eps = torch.rand(n, 784, generator=draw), torch.randn(n, z_dim, generator=draw)
-    return x.to(dtype), eps.to(dtype)
+    images = torch.randint(0, 256, (n, 784), dtype=torch.uint8, generator=draw)
+    return images, torch.randn(n, z_dim, generator=draw).to(dtype)
 
 
 @pytest.fixture(params=[Columns, Rows])
@@ -40,20 +41,20 @@ def layout(request, monkeypatch):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n", [1, 77])
 def test_written_out_it_is_what_autograd_finds(shape, activation, n):
-    model, (x, eps) = make(*shape, activation), batch(n, shape[-1])
+    model, (images, eps) = make(*shape, activation), batch(n, shape[-1])
     assert isinstance(gradient_of(model), WrittenOut)
     for parameter in model.parameters():
         parameter.grad.fill_(torch.nan)  # whatever was there is not added to
-    terms, found = WrittenOut(model)(x, eps), gradients(model).clone()
-    expected = ByAutograd(model)(x, eps)
+    terms, found = WrittenOut(model)(images, eps), gradients(model).clone()
+    expected = ByAutograd(model)(images, eps)
     torch.testing.assert_close(terms, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, gradients(model), rtol=1e-10, atol=1e-10 * gradients(model).abs().max().item())
 
 
 def test_autograd_is_the_derivative():
     """The oracle itself: central differences of Σ −ELBO along a direction."""
-    model, (x, eps) = make(6, 1, 2, "tanh"), batch(5, 2)
-    ByAutograd(model)(x, eps)
+    model, (images, eps) = make(6, 1, 2, "tanh"), batch(5, 2)
+    ByAutograd(model)(images, eps)
     direction = [
         torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(1)) for p in model.parameters()
     ]
@@ -63,21 +64,21 @@ def test_autograd_is_the_derivative():
         with torch.no_grad():
             for p, d in zip(model.parameters(), direction, strict=True):
                 p.add_(d, alpha=h)
-        losses.append(ByAutograd(model)(x, eps).neg_elbo.sum())
+        losses.append(ByAutograd(model)(images, eps).neg_elbo.sum())
     assert ((losses[0] - losses[1]) / 2e-6).item() == pytest.approx(slope.item(), rel=1e-6)
 
 
 @pytest.mark.usefixtures("layout")
 def test_in_float32_both_agree_to_its_rounding():
-    model, (x, eps) = make(400, 1, 20, "relu", torch.float32), batch(128, 20, torch.float32)
-    WrittenOut(model)(x, eps)
+    model, (images, eps) = make(400, 1, 20, "relu", torch.float32), batch(128, 20, torch.float32)
+    WrittenOut(model)(images, eps)
     found = gradients(model).clone()
-    ByAutograd(model)(x, eps)
+    ByAutograd(model)(images, eps)
     assert (found - gradients(model)).norm() < 1e-6 * gradients(model).norm()
 
 
 def test_every_activation_of_the_parameters_is_written_out():
-    assert set(ACTIVATIONS.values()) == set(BACKWARD)
+    assert set(ACTIVATIONS.values()) == set(WRITTEN_OUT)
 
 
 def test_any_other_layer_is_left_to_autograd():
