@@ -39,7 +39,7 @@ PARTS = {
         "parts of the KL": ["latent"],
         "labels told from codes": ["labels_told"],
         "samples judged": ["samples_judged"],
-        "tables and pictures": ["save_per_image", "save_bound", "save_grid", "save_pairs", "draw_gallery"],
+        "tables and pictures": ["save_per_image", "save_bound", "save_grid", "save_pairs", "pictures"],
     },
     "log": {"reading": ["read_execution", "here"], "opening the store": ["open_store"], "logging": ["record"]},
 }

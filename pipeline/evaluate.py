@@ -18,7 +18,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 import pyarrow
 import pyarrow.parquet
@@ -31,13 +33,10 @@ from pipeline.vae.classifier import judge, load_classifier
 from pipeline.vae.device import prepare_device, set_threads
 from pipeline.vae.exploration import encode
 from pipeline.vae.figures import save_grid, save_pairs
-from pipeline.vae.gallery import draw_gallery
 from pipeline.vae.metrics import Elbo, Evidence, elbo, evaluation_noise, evidence, sample_sizes, summary
 from pipeline.vae.mnist import load_labelled, to_unit
 from pipeline.vae.model import VAE, load_model
-from pipeline.vae.plots import draw_bound
 from pipeline.vae.posterior import active_units, affordable_draws, kl_per_dimension, kl_split
-from pipeline.vae.probe import knn_correct, linear_correct
 from pipeline.vae.sample_quality import class_shares, quality
 from pipeline.vae.sampling import generate, reconstruct
 
@@ -53,10 +52,15 @@ GENERATED = Path("reports/generated.png")
 RECONSTRUCTED = Path("reports/reconstructed.png")
 FIGURES = Path("reports/figures")
 
+PROPOSALS = {"widened": "z from q, widened", "plain": "z from q", "prior": "z from the prior: naive Monte Carlo"}
+
 
 def main() -> None:
     """Read model, judge and images; write the metrics, the tables behind them and the pictures."""
     params = load_params()
+    # scikit-learn and Matplotlib take more than a second to import, which PyTorch need not wait for.
+    imports = Thread(target=lambda: [import_module(f"pipeline.vae.{name}") for name in ("probe", "gallery")])
+    imports.start()
     device = prepare_device(params.device, "params.yaml", partial(first_free, home(), "evaluate"))
     share = partial(share_of_cores, home(), torch.get_num_threads())
     images, labels = load_labelled(RAW, "test")
@@ -86,12 +90,13 @@ def main() -> None:
             "nll_prior": found.prior[:, -1],
             "ess": found.ess,
         })  # fmt: skip
+        imports.join()
         set_threads(1)  # a core for each of what comes now, as many at a time as there are
-        with ThreadPoolExecutor(share()) as pool:
+        with ThreadPoolExecutor(share()) as pool:  # those that take longest first
             told = pool.submit(labels_told, model, bound, labels)
             judged = pool.submit(samples_judged, model, images)
             held = pool.submit(latent, bound)
-            drawn = pool.submit(draw_gallery, model, images, labels, FIGURES)
+            drawn = pool.submit(pictures, model, images, labels, ks, found)
         drawn.result()
         test |= held.result() | told.result() | judged.result() | {"num_images": len(images)}
         METRICS.write_text(json.dumps({"test": test}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -125,16 +130,30 @@ def save_per_image(columns: Mapping[str, Tensor], protocol: Mapping[str, object]
     pyarrow.parquet.write_table(table, PER_IMAGE, compression="zstd")
 
 
+def bound_curves(found: Evidence) -> dict[str, list[dict[str, float]]]:
+    """By proposal, for each K, the mean of the bound and its standard error."""
+    return {name: [summary({name: column}) for column in getattr(found, name).T] for name in PROPOSALS}
+
+
 def save_bound(ks: list[int], found: Evidence) -> None:
-    """Write the bound over K, and draw it."""
-    names = {"widened": "z from q, widened", "plain": "z from q", "prior": "z from the prior: naive Monte Carlo"}
-    curves = {name: [summary({name: column}) for column in getattr(found, name).T] for name in names}
-    rows = [{"k": k} | curves["widened"][i] | curves["plain"][i] | curves["prior"][i] for i, k in enumerate(ks)]
-    save_table(BOUND, rows)
+    """Write the bound over K."""
+    columns = zip(*bound_curves(found).values(), strict=True)
+    save_table(
+        BOUND, [{"k": k} | widened | plain | prior for k, (widened, plain, prior) in zip(ks, columns, strict=True)]
+    )
+
+
+def pictures(model: VAE, images: Tensor, labels: Tensor, ks: list[int], found: Evidence) -> None:
+    """Draw the bound over K, and the gallery."""
+    from pipeline.vae.gallery import draw_gallery  # noqa: PLC0415  (see `main`)
+    from pipeline.vae.plots import draw_bound  # noqa: PLC0415
+
     drawn = {
-        names[name]: ([at[name] for at in curve], [at[f"{name}_se"] for at in curve]) for name, curve in curves.items()
+        PROPOSALS[name]: ([at[name] for at in curve], [at[f"{name}_se"] for at in curve])
+        for name, curve in bound_curves(found).items()
     }
     draw_bound(ks, drawn, FIGURES / "bound.png")
+    draw_gallery(model, images, labels, FIGURES)
 
 
 def latent(bound: Elbo) -> dict[str, float]:
@@ -155,6 +174,8 @@ def latent(bound: Elbo) -> dict[str, float]:
 
 def labels_told(model: VAE, bound: Elbo, labels: Tensor) -> dict[str, float]:
     """How well the digit is told from μ, by what learnt from the μ of the training images."""
+    from pipeline.vae.probe import knn_correct, linear_correct  # noqa: PLC0415  (see `main`)
+
     images, train_labels = load_labelled(RAW, "train")
     train_mu, _ = encode(model, images)
     return summary({

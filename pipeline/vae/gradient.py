@@ -23,6 +23,7 @@ aten = torch.ops.aten
 # The sum, as in the seed, and not the mean: Adam's ε weighs less.
 Gradient = Callable[[Tensor, Tensor], ElboTerms]
 
+
 class Activation(NamedTuple):
     """In place wherever it can be: memory that was in use before is written faster than any other."""
 

@@ -95,7 +95,8 @@ class Columns:
             out = self._place(parts, n_in, d.shape[1])
             return torch.bmm(self._transposed, d.expand(parts, -1, -1), out=out).view(-1, d.shape[1])
         by_half = torch.bmm(self._transposed, self._split(d), out=self._place(parts, n_in, d.shape[1]))
-        return reduce(partial(torch.add, out=self._place(n_in, d.shape[1])), by_half)
+        d_in: Tensor = reduce(partial(torch.add, out=self._place(n_in, d.shape[1])), by_half)
+        return d_in
 
     def _split(self, d: Tensor) -> Tensor:
         return d.view(len(self.weight), -1, d.shape[1])
@@ -123,4 +124,5 @@ def place(parameter: Tensor) -> Tensor:
 
 def _halves(matrix: Tensor) -> Tensor:
     # An odd number of rows stays whole.
-    return matrix.unflatten(0, (2 if len(matrix) % 2 == 0 else 1, -1))
+    halves: Tensor = matrix.unflatten(0, (2 if len(matrix) % 2 == 0 else 1, -1))
+    return halves

@@ -14,6 +14,7 @@ from pipeline.vae.device import one_thread
 
 NEIGHBORS = 5
 CHUNK = 1 << 21  # distances held at a time
+SPARE = 10  # points beyond the k nearest that are looked at closely; with more that are as near, all are
 
 
 class PRDC(NamedTuple):
@@ -94,8 +95,12 @@ def _reach(points: Tensor, k: int) -> Tensor:
     found = []
     for chunk in points.split(step):
         squares, error = _squares(chunk, points)
-        limit = squares.topk(k + 1, dim=1, largest=False).values[:, k:] + 2 * error
-        distances = _distances_where(squares <= limit, chunk, points)
+        nearest = squares.topk(min(k + 1 + SPARE, len(points)), dim=1, largest=False)
+        limit = nearest.values[:, k : k + 1] + 2 * error
+        if (nearest.values[:, -1:] > limit).all():  # whatever may be among the k is among these
+            distances = _distances(chunk.unsqueeze(1), points[nearest.indices]).squeeze(1)
+        else:
+            distances = _distances_where(squares <= limit, chunk, points)
         found.append(distances.topk(k + 1, dim=1, largest=False).values[:, k])
     return torch.cat(found)
 

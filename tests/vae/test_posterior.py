@@ -61,9 +61,9 @@ def test_the_split_against_mixtures(monkeypatch):
     torch.testing.assert_close(split.total_correlation, joint - marginals)
     torch.testing.assert_close(split.dimension_wise, marginals - prior)
     torch.testing.assert_close(sum(split), conditional - prior)
-    # from the first images only: the mixture is still of all
-    fewer = kl_split(mu, log_var, eps[:40])
-    torch.testing.assert_close(fewer.total_correlation, split.total_correlation[:40])
+    # from every third image only: the mixture is still of all
+    fewer = kl_split(mu, log_var, eps[::3])
+    torch.testing.assert_close(fewer.total_correlation, split.total_correlation[::3])
 
 
 def test_in_float32_it_is_as_near_as_that_comes():
@@ -86,5 +86,5 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
 
 
 def test_as_many_images_are_drawn_from_as_take_seconds():
-    assert affordable_draws(10_000, 20) == 10_000 and affordable_draws(200, 4) == 200
-    assert affordable_draws(10_000, 40) == 5_000 and affordable_draws(10_000, 1024) == 500
+    assert affordable_draws(10_000, 10) == 10_000 and affordable_draws(200, 4) == 200
+    assert affordable_draws(10_000, 20) == 5_000 and affordable_draws(10_000, 1024) == 500
