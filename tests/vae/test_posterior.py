@@ -61,7 +61,7 @@ def test_the_split_against_mixtures(monkeypatch):
     torch.testing.assert_close(split.total_correlation, joint - marginals)
     torch.testing.assert_close(split.dimension_wise, marginals - prior)
     torch.testing.assert_close(sum(split), conditional - prior)
-    # from every third image only: the mixture is still of all
+    # from every third image alone: the mixture is still of all
     fewer = kl_split(mu, log_var, eps[::3])
     torch.testing.assert_close(fewer.total_correlation, split.total_correlation[::3])
 
