@@ -92,11 +92,12 @@ def main() -> None:
         })  # fmt: skip
         imports.join()
         set_threads(1)  # a core for each of what comes now, as many at a time as there are
-        with ThreadPoolExecutor(share()) as pool:  # those that take longest first
+        # Pictures hold Python's lock, which scikit-learn needs least.
+        with ThreadPoolExecutor(share()) as pool:
             told = pool.submit(labels_told, model, bound, labels)
+            drawn = pool.submit(pictures, model, images, labels, ks, found)
             judged = pool.submit(samples_judged, model, images)
             held = pool.submit(latent, bound)
-            drawn = pool.submit(pictures, model, images, labels, ks, found)
         drawn.result()
         test |= held.result() | told.result() | judged.result() | {"num_images": len(images)}
         METRICS.write_text(json.dumps({"test": test}, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.vae.binarization import binarize, clamped_recon_of_draws
 from pipeline.vae.device import one_thread
-from pipeline.vae.importance import effective_sample_size, log_weights, neg_log_mean, prior_log_weights
+from pipeline.vae.importance import ROWS, effective_sample_size, log_weights, neg_log_mean, prior_log_weights
 from pipeline.vae.likelihood import bernoulli_mean, bernoulli_recon
 from pipeline.vae.mnist import to_unit
 from pipeline.vae.model import VAE, reparameterize
@@ -27,7 +27,7 @@ from pipeline.vae.randomness import PROTOCOL_SEED, standard_normal
 T = TypeVar("T")
 
 BATCH = 1000
-# Images a record of `evidence`: on a CPU few, so that many cores end at about the same time.
+# Images a record of `evidence`, unless their draws are few: on a CPU not many, so that cores end at about the same time.
 STEP = {"cpu": 50, "cuda": 200, "mps": 200}
 
 
@@ -83,13 +83,13 @@ def sample_sizes(num_samples: int) -> list[int]:
 def evidence(
     model: VAE, images: Tensor, num_samples: int, scale: float, workers: Callable[[], int] = lambda: 1
 ) -> Iterator[Evidence]:
-    """−log p(x) of `images`, uint8 [N, D], by importance sampling, STEP of them a record, in their order.
+    """−log p(x) of `images`, uint8 [N, D], by importance sampling, STEP of them or more a record, in their order.
 
     On the CPU `workers()` records, asked again as each is found, are computed at a time. No bit depends on it, nor on
     the number of threads that PyTorch is set to; until the last record is taken that is 1.
     """
     device = next(model.parameters()).device
-    ks, step = sample_sizes(num_samples), STEP[device.type]
+    ks, step = sample_sizes(num_samples), max(STEP[device.type], ROWS[device.type] // num_samples)
     binary = binarize(images)
 
     def record(first: int) -> Evidence:
