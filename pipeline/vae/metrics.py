@@ -27,7 +27,7 @@ from pipeline.vae.randomness import PROTOCOL_SEED, standard_normal
 T = TypeVar("T")
 
 BATCH = 1000
-# Images a record of `evidence`, unless their draws are few: on a CPU not many, so that cores end at about the same time.
+# Images a record of `evidence`, or more where draws are few: on a CPU not many, so that cores end at about one time.
 STEP = {"cpu": 50, "cuda": 200, "mps": 200}
 
 
