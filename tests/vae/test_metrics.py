@@ -89,6 +89,7 @@ def test_the_evidence_is_that_of_densities_by_torch(model, images):
 def test_an_image_has_the_same_evidence_in_any_chunk(model, images, monkeypatch):
     whole = gathered(evidence(model, images[:50], 20, 1.4))
     monkeypatch.setitem(metrics.STEP, "cpu", 7)
+    monkeypatch.setitem(metrics.ROWS, "cpu", 140)  # as many images of 20 draws
     for one, other in zip(gathered(evidence(model, images[:50], 20, 1.4)), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-4)
 
@@ -107,6 +108,7 @@ def test_the_evidence_has_the_same_bits_with_any_number_of_workers_and_threads(i
     wide = VAE(x_dim=784, h_dim=400, z_dim=20, h_layers=1, activation="relu")
     wide.reset_parameters(generator(0, "init"))
     monkeypatch.setitem(metrics.STEP, "cpu", 7)
+    monkeypatch.setitem(metrics.ROWS, "cpu", 140)  # as many images of 20 draws
     threads(1)
     alone = gathered(evidence(wide, images[:50], 20, 1.4))
     threads(outside)
@@ -147,6 +149,7 @@ def test_as_many_records_are_computed_at_a_time_as_there_are_workers_each_on_one
 
     monkeypatch.setattr(metrics, "prior_log_weights", counted)
     monkeypatch.setitem(metrics.STEP, "cpu", 2)
+    monkeypatch.setitem(metrics.ROWS, "cpu", 5)  # a record of no more, for so few draws
     threads(4)
     most = 1
     records = evidence(model, images[:40], 5, 1.4, lambda: most)
@@ -177,6 +180,7 @@ def test_what_goes_wrong_in_a_worker_comes_out_and_ends_the_others(model, images
 
     monkeypatch.setattr(metrics, "prior_log_weights", faulty)
     monkeypatch.setitem(metrics.STEP, "cpu", 2)
+    monkeypatch.setitem(metrics.ROWS, "cpu", 5)  # a record of no more, for so few draws
     threads(4)
     before, taken = threading.active_count(), []
     with pytest.raises(ZeroDivisionError, match="in the fourth record"):
@@ -186,6 +190,7 @@ def test_what_goes_wrong_in_a_worker_comes_out_and_ends_the_others(model, images
 
 def test_who_stops_taking_records_leaves_nothing_behind(model, images, monkeypatch, threads):
     monkeypatch.setitem(metrics.STEP, "cpu", 2)
+    monkeypatch.setitem(metrics.ROWS, "cpu", 5)  # a record of no more, for so few draws
     threads(4)
     before = threading.active_count()
     records = evidence(model, images[:40], 5, 1.4, lambda: 3)
