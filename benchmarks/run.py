@@ -22,6 +22,7 @@ SCRIPTS = {
     "overhead": lambda rounds: [str(2 * rounds)],
     "sweep": lambda rounds: [str(rounds), "1,2,4"],
     "precision": lambda rounds: ["10"],
+    "stage": lambda rounds: [str(rounds)],
 }
 SHORT = ("training", "evaluation", "overhead", "sweep")  # unless others are named
 INK, OURS, THEIRS = "#333333", "#2563a8", "#b9bfc6"

@@ -10,6 +10,7 @@ import pytest
 from conftest import committed
 from ruamel.yaml import YAML
 
+from pipeline.checks.processes import STAGES as LOOKED_FOR
 from pipeline.params import Params
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,10 @@ def touched(stage: str) -> set[str]:
     calls = [node for node in nodes(stage) if isinstance(node, ast.Call)]
     paths = [call.args[0] for call in calls if getattr(call.func, "id", "") == "Path" and call.args]
     return {arg.value for arg in paths if isinstance(arg, ast.Constant)}
+
+
+def test_the_doctor_looks_for_the_processes_of_every_stage():
+    assert set(LOOKED_FOR) == set(STAGES)
 
 
 def read_keys(stage: str) -> set[str]:

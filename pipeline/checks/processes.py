@@ -8,6 +8,8 @@ import psutil
 
 from pipeline.checks.finding import Finding
 
+STAGES = ("download", "train", "judge", "evaluate", "log")
+
 
 def inside(root: Path) -> list[psutil.Process]:
     """The processes that work in the repository, or in the folder of one of its experiments."""
@@ -24,7 +26,7 @@ def is_dvc(process: psutil.Process) -> bool:
 def stage_of(process: psutil.Process) -> str:
     """The stage that DVC has started this process for, "" if it is none."""
     command: list[str] = process.info["cmdline"] or []
-    if match := re.fullmatch(r"-m pipeline\.(download|train|evaluate|log)", " ".join(command[1:])):
+    if match := re.fullmatch(rf"-m pipeline\.({'|'.join(STAGES)})", " ".join(command[1:])):
         try:
             return match[1] if "DVC_STAGE" in process.environ() else ""
         except psutil.Error:
