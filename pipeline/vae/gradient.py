@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.vae.layout import Linear, layout_for
-from pipeline.vae.likelihood import bernoulli_recon, bernoulli_recon_gradient
+from pipeline.vae.layout import TURNS, Linear, Places, layout_for
+from pipeline.vae.likelihood import bernoulli_recon_gradient, pixel_recon
 from pipeline.vae.mnist import to_unit
 from pipeline.vae.model import VAE
 from pipeline.vae.objective import ElboTerms, elbo_terms
@@ -84,7 +84,9 @@ class WrittenOut:
 
     def __init__(self, model: VAE) -> None:
         self.dtype = model.dtype
-        self.layout = layout_for(next(model.parameters()).device, self.dtype)
+        device = next(model.parameters()).device
+        self.layout = layout_for(device, self.dtype)
+        self.x = Places(device, torch.float32, TURNS)
         self.encoder, self.decoder = (
             [self.layout(layer) if isinstance(layer, nn.Linear) else ACTIVATIONS[type(layer)] for layer in net]
             for net in (model.encoder, model.decoder)
@@ -93,21 +95,22 @@ class WrittenOut:
     def __call__(self, images: Tensor, eps: Tensor) -> ElboTerms:
         """Set the gradients of this batch."""
         dim = self.layout.features
-        x, eps = to_unit(self.layout.arrange(images)).to(eps.dtype), self.layout.arrange(eps)
+        images, eps = self.layout.arrange(images), self.layout.arrange(eps)
+        x = to_unit(images, out=self.x(*images.shape)).to(eps.dtype)
         encoded = _forward(self.encoder, x.to(self.dtype))
         mu, log_var = encoded[-1].to(eps.dtype).chunk(2, dim=dim)
-        sigma = torch.exp(0.5 * log_var)
-        noise = sigma * eps
+        half_log_var = 0.5 * log_var
+        noise = half_log_var.exp().mul_(eps)
         decoded = _forward(self.decoder, (mu + noise).to(self.dtype))
         logits = decoded[-1].to(x.dtype)
-        recon = bernoulli_recon(logits, x, dim)
-        excess = sigma.square() - 1
-        kl = 0.5 * torch.addcmul(excess - log_var, mu, mu).sum(dim=dim)
+        recon = self.layout.total(pixel_recon(logits, x))
+        half_excess = log_var.expm1().mul_(0.5)
+        kl = (half_excess - half_log_var).addcmul_(mu, mu, value=0.5).sum(dim=dim)
 
         d_logits = bernoulli_recon_gradient(logits, x).to(self.dtype)
         d_z = self._backward(self.decoder, decoded, d_logits).to(eps.dtype)
         # Through z = μ + σ ε, and through KL = ½ Σ (σ² − 1 − log σ² + μ²).
-        d_mu, d_log_var = d_z + mu, 0.5 * torch.addcmul(excess, d_z, noise)
+        d_mu, d_log_var = d_z + mu, half_excess.addcmul_(d_z, noise, value=0.5)
         d_encoded = torch.cat([d_mu, d_log_var], dim=dim).to(self.dtype)
         self._backward(self.encoder, encoded, d_encoded, to_input=False)
         return ElboTerms(recon, kl)

@@ -9,17 +9,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def bernoulli_recon(logits: Tensor, x: Tensor, dim: int = -1) -> Tensor:
-    """−log p(x|z), summed over the pixels, which are dimension `dim`: logits and x [B, D] → [B], in nats.
+def bernoulli_recon(logits: Tensor, x: Tensor) -> Tensor:
+    """−log p(x|z), summed over the pixels: logits and x [B, D] → [B], in nats."""
+    return pixel_recon(logits, x).sum(dim=-1)
+
+
+def pixel_recon(logits: Tensor, x: Tensor) -> Tensor:
+    """−log p of each pixel, in nats: logits and x of any shape → the same shape.
 
     Computed from logits, log(1 + e^l) − l x, which stays finite where log(sigmoid(l)) does not.
     """
     # From the threshold on log(1 + e^l) is l, in float64 as well.
-    return F.softplus(logits, threshold=40).addcmul_(logits, x, value=-1).sum(dim=dim)
+    return F.softplus(logits, threshold=40).addcmul_(logits, x, value=-1)
 
 
 def bernoulli_recon_gradient(logits: Tensor, x: Tensor) -> Tensor:
-    """The gradient of `bernoulli_recon` by the logits, written over them: both [B, D], or both [D, B]."""
+    """The gradient of `bernoulli_recon` by the logits, written over them, pixel by pixel."""
     return logits.sigmoid_().sub_(x)
 
 

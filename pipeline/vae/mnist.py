@@ -72,6 +72,6 @@ def hold_out(images: Tensor, val_size: int) -> tuple[Tensor, Tensor]:
     return images[:n], images[n:]
 
 
-def to_unit(images: Tensor) -> Tensor:
-    """Bytes to float32 in [0, 1], same shape."""
-    return images.float().div_(255)
+def to_unit(images: Tensor, out: Tensor | None = None) -> Tensor:
+    """Bytes to float32 in [0, 1], same shape; to `out` if there is one."""
+    return (images.float() if out is None else out.copy_(images)).div_(255)

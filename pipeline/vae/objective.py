@@ -23,12 +23,12 @@ class ElboTerms(NamedTuple):
         return self.recon + self.kl
 
 
-def gaussian_kl(mu: Tensor, log_var: Tensor, dim: int = -1) -> Tensor:
-    """KL(N(μ, diag σ²) ‖ N(0, I)) in closed form, latent dimensions along `dim`: μ and log σ² [B, Z] → [B], in nats.
+def gaussian_kl(mu: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(μ, diag σ²) ‖ N(0, I)) in closed form: μ and log σ² [B, Z] → [B], in nats.
 
     ½ Σ (σ² + μ² − 1 − log σ²)                                     (Kingma & Welling 2014, appendix B)
     """
-    return 0.5 * (log_var.exp() + mu.square() - 1 - log_var).sum(dim=dim)
+    return 0.5 * (log_var.exp() + mu.square() - 1 - log_var).sum(dim=-1)
 
 
 def elbo_terms(model: VAE, x: Tensor, eps: Tensor) -> ElboTerms:

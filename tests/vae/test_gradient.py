@@ -5,7 +5,7 @@ from torch import nn
 from pipeline.vae.adam import Adam
 from pipeline.vae.gradient import ACTIVATIONS as WRITTEN_OUT
 from pipeline.vae.gradient import ByAutograd, WrittenOut, gradient_of, most_threads
-from pipeline.vae.layout import Columns, Rows, layout_for
+from pipeline.vae.layout import MOST, TURNS, Columns, Places, Rows, layout_for
 from pipeline.vae.model import ACTIVATIONS, VAE
 from pipeline.vae.randomness import generator
 
@@ -75,6 +75,25 @@ def test_in_float32_both_agree_to_its_rounding():
     found = gradients(model).clone()
     ByAutograd(model)(images, eps)
     assert (found - gradients(model)).norm() < 1e-6 * gradients(model).norm()
+
+
+@pytest.mark.usefixtures("layout")
+def test_a_step_leaves_the_terms_of_the_steps_before_alone():
+    """What it writes to in turns is its own."""
+    gradient = WrittenOut(make(6, 1, 2, "relu"))
+    first = gradient(*batch(5, 2))
+    before = [values.clone() for values in first]
+    for _ in range(2 * TURNS):
+        gradient(batch(5, 2)[0] // 2, batch(5, 2)[1])
+    torch.testing.assert_close(list(first), before, rtol=0, atol=0)
+
+
+def test_places_take_turns_and_no_more_memory_than_is_worth_it():
+    places = Places(torch.device("cpu"), torch.float32, TURNS)
+    small = [places(2, 3).data_ptr() for _ in range(2 * TURNS)]
+    assert len(set(small[:TURNS])) == TURNS and small[TURNS:] == small[:TURNS]
+    assert len({places(MOST // 4 // 3).data_ptr() for _ in range(TURNS)}) == 3
+    assert len({places(MOST).data_ptr() for _ in range(3)}) == 1
 
 
 def test_every_activation_of_the_parameters_is_written_out():
