@@ -48,6 +48,15 @@ def test_an_epoch_of_ours_is_one_of_fit(small_images):
     assert (first["epoch"], second["epoch"]) == (1, 2) and second["train/neg_elbo"] < first["train/neg_elbo"]
 
 
+def test_a_process_finds_as_many_turns_of_steps_as_of_products(small_mnist, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "raw").symlink_to(small_mnist)
+    monkeypatch.setattr(training, "ROOT", tmp_path)
+    monkeypatch.setattr(training, "STEPS", 2)
+    found = training.step_and_products("float32")
+    assert list(found) == ["step", "products"] and len(found["step"]) == len(found["products"]) == 4
+
+
 def test_ratios_are_taken_round_by_round():
     seconds = {"script": [8.0, 6.0, 9.0], "ours": [2.0, 3.0, 3.0]}
     assert measure.ratios(seconds, "script") == {"ours": [4.0, 2.0, 3.0]}
