@@ -40,11 +40,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "q1": quartiles[0], "q3": quartiles[2], "n": len(values)}
 
 
-def hardware(device: torch.device | None = None) -> dict[str, Any]:
-    """Processor, cores, GPU and versions; no name of a machine."""
-    gpu = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, versions, and the GPU if `device`, which was measured, is one; no name of a machine."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "MPS" if device.type == "mps" else None
+    # macOS does not say which cores a process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu, "threads": torch.get_num_threads(),
+        "cpu": _cpu(), "cores": cores, "gpu": gpu, "threads": torch.get_num_threads(),
         "system": platform.system(), "python": platform.python_version(),
         **{name: _version(name) for name in LIBRARIES},
     }  # fmt: skip

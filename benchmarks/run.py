@@ -1,6 +1,7 @@
 """`make bench`: every benchmark in a short form, what it found in reports/benchmarks/, by device, and a picture of it.
 
 `python benchmarks/run.py [ROUNDS] [NAME …]`: those that are named, whose part of the file is replaced, or four of them.
+The device is the one that the record says: a queue is measured on the CPU, and so kept in cpu.json, on any machine.
 """
 
 import json
@@ -10,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -44,9 +44,21 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
     return found
 
 
+def keep(name: str, record: dict[str, Any]) -> Path:
+    """Write a record into the file of the device that it was measured on, in the place of an older one."""
+    device = "-".join((record["hardware"]["gpu"] or "cpu").lower().split())
+    path = REPORTS / f"{device}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found | {name: record}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
-    """A panel for each benchmark whose figures a person would rather see."""
+    """A panel for each benchmark whose figures a person would rather see; no picture where there is none of them."""
     panels = [panel for name, panel in PANELS.items() if name in found]
+    if not panels:
+        return
     figure = Figure(figsize=(3.6 * len(panels), 2.9), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, ax in zip(panels, axes, strict=True):
@@ -74,13 +86,13 @@ def epoch_panel(found: dict[str, Any], ax: Any) -> None:
 
 def sweep_panel(found: dict[str, Any], ax: Any) -> None:
     """Throughput of a queue by its workers."""
-    seconds = {jobs: statistics.median(times) for jobs, times in found["sweep"]["seconds"].items()}
+    sweep = found["sweep"]
+    seconds = {jobs: statistics.median(times) for jobs, times in sweep["seconds"].items()}
     base = next(iter(seconds.values()))
     bars = ax.bar(list(seconds), [base / s for s in seconds.values()], color=OURS)
     ax.bar_label(bars, [f"× {base / s:.2f}" for s in seconds.values()], fontsize=8)
-    ax.set_title(
-        f"throughput of a queue by its jobs, {found['training']['hardware']['cores']} cores", fontsize=9, loc="left"
-    )
+    cores = sweep.get("hardware", sweep)["cores"]  # an older record has no `hardware`
+    ax.set_title(f"throughput of a queue by its jobs, {cores} cores", fontsize=9, loc="left")
 
 
 def overhead_panel(found: dict[str, Any], ax: Any) -> None:
@@ -105,18 +117,14 @@ def main() -> None:
     """Run, write, draw, and say where to look."""
     numbers, names = [word for word in sys.argv[1:] if word.isdigit()], [w for w in sys.argv[1:] if not w.isdigit()]
     rounds = int(numbers[0]) if numbers else 1
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    device = "-".join(gpu.lower().split()) or "cpu"
     if unknown := set(names) - set(SCRIPTS):
         sys.exit(f"benchmarks: there is no {', '.join(sorted(unknown))}, but {', '.join(SCRIPTS)}")
-    REPORTS.mkdir(parents=True, exist_ok=True)
-    path = REPORTS / f"{device}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name in names or SHORT:
-        found[name] = measured(name, rounds)
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw(found, path.with_suffix(".png"))
-    print(f"benchmarks: wrote {path.relative_to(ROOT)} and {path.with_suffix('.png').relative_to(ROOT)}")
+    paths = [keep(name, measured(name, rounds)) for name in names or SHORT]
+    for path in dict.fromkeys(paths):
+        picture = path.with_suffix(".png")
+        draw(json.loads(path.read_text(encoding="utf-8")), picture)
+        wrote = [str(file.relative_to(ROOT)) for file in (path, picture) if file.exists()]
+        print(f"benchmarks: wrote {' and '.join(wrote)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ every core. Prints medians, and JSON on the last line.
 
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -18,13 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from dvc import __version__ as dvc_version
+import torch  # before conftest, which asks for one thread
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 from conftest import set_params  # noqa: E402
+from measure import hardware  # noqa: E402
 from repo import Repo  # noqa: E402
 
 from pipeline.checks.processes import inside  # noqa: E402
@@ -102,8 +101,8 @@ def main() -> None:
             f"{jobs:>3} at a time {took:6.1f} s, {alone / took:.2f} times the throughput of {arms[0]}  (n = {rounds})"
         )
     print(json.dumps({
-        "grid": GRID, "epochs": EPOCHS, "eval_samples": SAMPLES, "cores": os.cpu_count(),
-        "machine": platform.machine(), "torch": torch.__version__, "dvc": dvc_version, "seconds": found,
+        "hardware": hardware(torch.device("cpu")), "grid": GRID, "epochs": EPOCHS, "eval_samples": SAMPLES,
+        "seconds": found,
     }))  # fmt: skip
 
 

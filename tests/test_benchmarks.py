@@ -1,23 +1,35 @@
 """The benchmarks run, and compare like with like."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import set_params
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import baseline
+import evaluation
 import measure
+import overhead
 import run
+import stage
+import sweep
 import training
 
 from pipeline.vae.fit import PRECISIONS
+from pipeline.vae.model import save_model
+
+CPU = torch.device("cpu")
+COMMITTED = json.loads((ROOT / "reports" / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
 
 
 def test_the_scripts_model_is_the_default_one():
@@ -63,8 +75,123 @@ def test_ratios_are_taken_round_by_round():
     assert measure.spread([4.0, 2.0, 3.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 3}
 
 
+def test_the_hardware_is_told_where_the_system_does_not_say_which_cores_are_ours(monkeypatch):
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert measure.hardware(CPU)["cores"] == os.cpu_count() and measure.hardware(CPU)["gpu"] is None
+
+
+def test_an_experiment_is_told_to_be_on_the_device_of_params_yaml(tmp_path, monkeypatch):
+    set_params(tmp_path, {"device": "cpu"}, source=ROOT / "params.yaml")
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(overhead, "ROOT", tmp_path)
+    assert overhead.computed_on() == measure.hardware(CPU)
+
+
+@pytest.mark.parametrize("name", ["stage", "sweep"])
+def test_the_threads_that_are_told_are_not_those_of_the_tests(name):
+    """conftest asks for one thread, and a benchmark's processes do not."""
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", f"import {module}, torch; print(torch.get_num_threads())"],
+            cwd=ROOT / "benchmarks", env=env, capture_output=True, check=True,
+        ).stdout
+        for module in (name, "torch")
+    ]  # fmt: skip
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "instead"),
+    [
+        (stage, {"clone": None, "set_params": None, "execute": 1.0, "loop": 1.0}),
+        (sweep, {"prepared": None, "seconds": 1.0}),
+        (overhead, {"clone": None, "execute": 1.0, "experiment": {"total": 1.0}, "computed_on": measure.hardware(CPU)}),
+    ],
+)
+def test_what_whole_stages_take_is_told_with_the_hardware(benchmark, instead, monkeypatch, capsys):
+    """Nothing is run: what would be is replaced. Those that ask for the CPU do not name a GPU that is there as well."""
+    for name, result in instead.items():
+        monkeypatch.setattr(benchmark, name, lambda *_, result=result, **__: result)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which they take away
+    monkeypatch.setattr(sys, "argv", ["benchmark", "1"])
+    benchmark.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["hardware"] == measure.hardware(CPU)
+
+
+@pytest.fixture
+def evaluated(tmp_path, small_mnist, monkeypatch) -> None:
+    """A small test split, a model that nobody trained, and few draws."""
+    (tmp_path / "data" / "model").mkdir(parents=True)
+    shutil.copytree(small_mnist, tmp_path / "data" / "raw")
+    set_params(tmp_path, {"eval_samples": 20}, source=ROOT / "params.yaml")
+    save_model(training.new_model(CPU), tmp_path / "data" / "model" / "vae.safetensors", {})
+    for name, value in {"ROOT": tmp_path, "IMAGES": 20, "USUAL": 30, "MANY": 40, "MOST": 60}.items():
+        monkeypatch.setattr(evaluation, name, value)
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", "2"])
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_the_evaluation_tells_what_it_was_measured_on(capsys):
+    evaluation.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["hardware"] == measure.hardware(evaluation.prepare_device("auto", said_in="this machine"))
+    assert len(found["seconds"]["ours"]) == len(found["seconds"]["usual_30"]) == 2
+    assert abs(found["against_plain_40_on_1000"]["difference"]) < 5
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_the_evaluation_takes_model_and_images_to_the_device(monkeypatch):
+    """`meta` is one that is everywhere and is not the CPU, and computes nothing."""
+    taken = []
+
+    def stop(model, x, *args, **kwargs):
+        taken.extend([next(model.parameters()).device.type, x.device.type])
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluation, "prepare_device", lambda *_, **__: torch.device("meta"))
+    monkeypatch.setattr(evaluation, "log_weights", stop)
+    with pytest.raises(InterruptedError):
+        evaluation.main()
+    assert taken == ["meta", "meta"]
+
+
 def test_what_is_committed_can_be_drawn(tmp_path):
-    found = json.loads((ROOT / "reports" / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
-    run.draw(found, tmp_path / "cpu.png")
+    run.draw(COMMITTED, tmp_path / "cpu.png")
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")
-    assert not {"host", "hostname", "node"} & set(found["training"]["hardware"])
+    assert not {"host", "hostname", "node"} & set(COMMITTED["training"]["hardware"])
+
+
+def record(name: str, gpu: str | None = None) -> dict:
+    """What a benchmark's last line says: the committed figures, from this machine or one that has a GPU."""
+    return COMMITTED[name] | {"hardware": measure.hardware(CPU) | {"gpu": gpu}}
+
+
+@pytest.mark.parametrize("name", run.SCRIPTS)
+def test_a_benchmark_is_drawn_from_its_own_record(name, tmp_path):
+    run.draw({name: record(name)}, tmp_path / "cpu.png")
+    assert (tmp_path / "cpu.png").exists() == (name in run.PANELS)
+
+
+@pytest.mark.parametrize("words", ["1 precision stage", "3 evaluation", "sweep", "overhead sweep"])
+def test_benchmarks_run_alone_where_there_is_no_file_yet(words, tmp_path, monkeypatch, capsys):
+    reports = tmp_path / "reports" / "benchmarks"
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "REPORTS", reports)
+    monkeypatch.setattr(run, "measured", lambda name, rounds: record(name))
+    monkeypatch.setattr(sys, "argv", ["run.py", *words.split()])
+    run.main()
+    names = [word for word in words.split() if not word.isdigit()]
+    assert list(json.loads((reports / "cpu.json").read_text(encoding="utf-8"))) == names
+    assert ("cpu.png" in capsys.readouterr().out) == (reports / "cpu.png").exists() == ("sweep" in names)
+
+
+def test_a_record_goes_to_the_file_of_the_device_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "REPORTS", tmp_path)
+    gpu, cpu = run.keep("training", record("training", "NVIDIA A100")), run.keep("sweep", record("sweep"))
+    assert (gpu.name, cpu.name) == ("nvidia-a100.json", "cpu.json")
+    newer = record("sweep") | {"epochs": 9}
+    assert run.keep("stage", record("stage")) == run.keep("sweep", newer) == cpu
+    assert json.loads(cpu.read_text(encoding="utf-8")) == {"sweep": newer, "stage": record("stage")}
+    assert list(json.loads(gpu.read_text(encoding="utf-8"))) == ["training"]
