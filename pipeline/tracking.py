@@ -20,12 +20,12 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run, RunTag
+from mlflow.entities import Experiment, LifecycleStage, Run, RunTag
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.server import StoreError, address, ask
+from pipeline.server import StoreError, address, ask, typed
 
 # The UI's table shows neither parameters nor metrics until they are ticked one by one; this view, which is saved with
 # the experiment and offered under "Views", has them. Its form is the UI's own: should that change, it is ignored.
@@ -179,7 +179,12 @@ def _connect(uri: str) -> tuple[MlflowClient, Experiment | None]:
     for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):  # a new store tells of some fifty migrations
         logging.getLogger(chatty).setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=uri)
-    return client, client.get_experiment_by_name(_name())
+    experiment = client.get_experiment_by_name(_name())
+    # MLflow keeps one that was deleted under its name: no run can be made in it, and no other beside it.
+    if experiment is not None and experiment.lifecycle_stage == LifecycleStage.DELETED:
+        restore = typed(f"experiments restore --experiment-id {experiment.experiment_id}")
+        raise StoreError(f"the experiment {_name()} was deleted in MLflow; this restores it and its runs", restore)
+    return client, experiment
 
 
 def _name() -> str:

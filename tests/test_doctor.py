@@ -356,6 +356,20 @@ def test_a_store_that_cannot_be_used_hides_nothing_else(repo):
     assert healthy(repo)
 
 
+def test_an_experiment_that_was_deleted_in_mlflow(repo):
+    """No run can be made in it and no other has its name: `log --all` is no way out, and a new store loses runs."""
+    store = repo.store()
+    store.delete_experiment(store.get_experiment_by_name("mnist-vae").experiment_id)
+    (line,) = look(repo)
+    assert line == (
+        "doctor: the experiment mnist-vae was deleted in MLflow; this restores it and its runs: "
+        "MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow experiments restore --experiment-id 1"
+    )
+    assert doctor(repo, "--fix")[0] == line, "whoever deleted it may have meant it"
+    type_in(repo, line)
+    assert healthy(repo) and status(repo, "narrow") == "FINISHED"
+
+
 def flip(path: Path) -> None:
     """One bit, as a disk does it: the times, the size and the mode stay as they are."""
     before = path.stat()

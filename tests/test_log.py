@@ -17,7 +17,7 @@ from contents import FIGURES, TABLES, artifacts, dump, expected_points, points
 from filelock import FileLock
 from mlflow import MlflowClient
 from PIL import Image
-from servers import free_port, mlflow_server
+from servers import certificate, free_port, mlflow_server
 
 from pipeline import evaluate, judge, log, train
 from pipeline.description import restore
@@ -130,6 +130,55 @@ def test_a_password_in_the_address_of_a_server_that_works_is_written_nowhere(fin
     files = [path for path in finished.rglob("*") if path.is_file()]
     assert any("served" in path.parts for path in files)
     assert not [path for path in files if b"s3cr3t" in path.read_bytes()]
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_a_server_that_asks_for_a_certificate_gets_the_run(finished, monkeypatch, capsys):
+    """Its own is signed by nobody whom this machine trusts, and it talks to nobody who shows none."""
+    pem = certificate(finished / "server.pem")
+    with mlflow_server(finished, pem=pem) as (address, _):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        log.main()
+        first, _ = capsys.readouterr().err.splitlines()
+        assert first.startswith("log: NOT in MLflow: TLS with the server ") and "127.0.0.1" not in first
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(pem))
+        log.main()
+        first, _ = capsys.readouterr().err.splitlines()
+        assert first.startswith("log: NOT in MLflow: ") and "MLFLOW_TRACKING_CLIENT_CERT_PATH" in first
+        monkeypatch.setenv("MLFLOW_TRACKING_CLIENT_CERT_PATH", str(pem))
+        log.main()
+        assert "log: MLflow run z4-" in capsys.readouterr().out
+        monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+        monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+        log.main()
+        assert "has it already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("uri", [None, "sqlite:///team.db"])
+def test_an_experiment_that_was_deleted_in_mlflow_is_told_with_the_command_that_restores_it(
+    finished, monkeypatch, capsys, uri
+):
+    if uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    log.main()
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished}/{'team' if uri else 'mlflow'}.db")
+    before = dump(client)
+    client.delete_experiment(client.get_experiment_by_name("mnist-vae").experiment_id)
+    capsys.readouterr()
+    log.main()
+    first, _ = capsys.readouterr().err.splitlines()
+    with pytest.raises(InputError) as told:
+        log.log_all(finished)
+    assert str(told.value) == first and first.startswith("log: NOT in MLflow: the experiment mnist-vae was deleted")
+
+    command = first.rpartition(": ")[2]
+    assert command.removeprefix("MLFLOW_TRACKING_URI=sqlite:///mlflow.db ") == (
+        "mlflow experiments restore --experiment-id 1"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", command], env={**os.environ, "PATH": path}, check=True, capture_output=True)
+    log.main()
+    assert "has it already" in capsys.readouterr().out and dump(client) == before
 
 
 def test_logging_again_changes_nothing_and_what_is_missing_is_added(finished, capsys):

@@ -16,7 +16,7 @@ from pipeline.checks.finding import Finding
 from pipeline.checks.processes import at_work
 from pipeline.live import Claim
 from pipeline.repository import experiments
-from pipeline.server import StoreError
+from pipeline.server import StoreError, typed
 
 if TYPE_CHECKING:
     from pipeline.tracking import Store
@@ -57,6 +57,9 @@ def check_store(root: Path) -> Iterator[Finding]:
             yield from check_running(store, runs, root)
         yield from check_experiments(store, runs, root)
     except StoreError as error:
+        if error.command:
+            yield Finding(error.why, error.command)
+            return
         if os.environ.get("MLFLOW_TRACKING_URI"):
             command = "start it or unset MLFLOW_TRACKING_URI; what it misses then: " + LOG_ALL
         else:
@@ -99,8 +102,7 @@ def check_artifacts(store: "Store", runs: list[Run]) -> Iterator[Finding]:
 
 def delete_command(entry: Run) -> str:
     """What removes a run that nobody wants; MLflow can restore it."""
-    store = "" if os.environ.get("MLFLOW_TRACKING_URI") else "MLFLOW_TRACKING_URI=sqlite:///mlflow.db "
-    return f"{store}mlflow runs delete --run-id {entry.info.run_id}"
+    return typed(f"runs delete --run-id {entry.info.run_id}")
 
 
 def check_running(store: "Store", runs: list[Run], root: Path) -> Iterator[Finding]:
