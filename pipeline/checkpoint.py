@@ -8,6 +8,7 @@ that is torn, or another training's, is known by its hashes and ignored.
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -136,9 +137,11 @@ def _packed(content: bytes) -> Tensor:
 
 def _recorded(root: Path, contents: Iterable[bytes]) -> bool:
     """Whether DVC's run-cache names files of these contents: it does so as soon as a stage has succeeded."""
-    # md5 is DVC's name for a content.
+    # md5 is DVC's name for a content. Where its cache is, its configuration says: a team may share one.
     names = [hashlib.md5(content, usedforsecurity=False).hexdigest() for content in contents]
-    for entry in (root / ".dvc" / "cache" / "runs").glob("*/*/*"):
+    asked = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], cwd=root, capture_output=True, check=False)
+    cache = os.fsdecode(asked.stdout).strip() or root / ".dvc" / "cache"
+    for entry in Path(cache).glob("runs/*/*/*"):
         with suppress(OSError, UnicodeDecodeError):
             text = entry.read_text(encoding="utf-8")
             if any(name in text for name in names):

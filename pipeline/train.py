@@ -114,6 +114,8 @@ def begin(model: VAE, shown: torch.Tensor) -> None:
     with writing(HISTORY):
         HISTORY.parent.mkdir(parents=True, exist_ok=True)
         HISTORY.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        for picture in SAMPLES.glob("*.png"):  # of a training before: DVC has removed them, a person may not have
+            picture.unlink()
     save_samples(model, shown, epoch=0)  # untrained: where the MLflow UI's slider begins
 
 

@@ -205,22 +205,24 @@ def test_executed_again_it_is_executed_in_full(long, capsys):
         assert "goes on" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("recorded", ["", ".dvc/cache", "shared"])
 def test_one_that_is_at_its_end_is_gone_on_from_until_dvc_has_recorded_it(
     long, reference, recorded, monkeypatch, capsys
 ):
     """DVC takes a second to hash and record what the training wrote, and may be killed in it."""
+    for command in (["init", "-q", "-f", "--no-scm"], ["cache", "dir", recorded or ".dvc/cache"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True)
     monkeypatch.setenv("DVC_STAGE", "train")
     train.main()
     assert len(kept()) == 1 and outputs() == reference
     if recorded:
-        entry = Path(".dvc/cache/runs/ab/cd/ef")
+        entry = Path(recorded, "runs/ab/cd/ef")
         entry.parent.mkdir(parents=True)
         entry.write_text(f"md5: {hashlib.md5(Path('reports/history.csv').read_bytes()).hexdigest()}\n")
     shutil.rmtree("reports")
     Path("data/model/vae.safetensors").unlink()
     train.main()
-    assert ("goes on after epoch 40 of 40" in capsys.readouterr().err) is not recorded
+    assert ("goes on after epoch 40 of 40" in capsys.readouterr().err) is not bool(recorded)
     assert outputs() == reference
 
 

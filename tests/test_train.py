@@ -53,6 +53,14 @@ def test_the_same_inputs_give_the_same_bytes(workplace):
     assert outputs() == first
 
 
+def test_no_picture_of_an_earlier_training_is_left(workplace):
+    """DVC removes the outputs of the one before; whoever runs the stage by hand may not."""
+    train.main()
+    set_params(workplace, {"num_epochs": 1})
+    train.main()
+    assert {path.stem[-4:] for path in Path("reports/samples").iterdir()} == {"0000", "0001"}
+
+
 def test_every_run_shows_the_same_images(workplace):
     """Whatever is held out: the left halves of the reconstruction pairs are the same pixels."""
     pictures = []

@@ -5,6 +5,7 @@ A figure is made without pyplot: that would look for a screen and keep every fig
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -56,7 +57,10 @@ def draw_kl(kl: Tensor, active: Tensor, path: Path) -> None:
 
 
 def draw_codes(mu: Tensor, labels: Tensor, path: Path) -> None:
-    """The means μ [N, Z] of q(z|x), coloured by digit: for Z > 2 where digits are told apart best."""
+    """The means μ [N, Z] of q(z|x), coloured by digit: for Z > 2 where digits are told apart best.
+
+    Where nothing tells them apart in two directions it is by the two dimensions in which μ varies most.
+    """
     points, x_label, y_label = _plane(mu, labels)
     figure, axes = _figure(7, 5.5, f"posterior means of {len(mu):,} test images")
     for digit, colour in enumerate(DIGITS):
@@ -77,7 +81,12 @@ def _plane(mu: Tensor, labels: Tensor) -> tuple[Tensor, str, str]:
         return mu, "μ of dimension 0", "μ of dimension 1"
     # Their principal components would show a Gaussian cloud, whatever the code holds: the prior asks for one.
     discriminant = LinearDiscriminantAnalysis(n_components=2)
-    points = torch.from_numpy(discriminant.fit_transform(mu.double().numpy(), labels.numpy()))
+    points = torch.empty(len(mu), 0)
+    with suppress(IndexError):  # scikit-learn's, where μ is the same for all images
+        points = torch.from_numpy(discriminant.fit_transform(mu.double().numpy(), labels.numpy()))
+    if points.shape[1] < 2:  # a posterior that has collapsed, or almost: no plane tells the digits apart
+        first, second = mu.var(dim=0).argsort(descending=True, stable=True)[:2].tolist()
+        return mu[:, [first, second]], f"μ of dimension {first}", f"μ of dimension {second}"
     # An axis may point either way; the largest of its parts decides.
     parts = torch.from_numpy(discriminant.scalings_[:, :2])
     points *= parts.gather(0, parts.abs().argmax(dim=0, keepdim=True)).sign()

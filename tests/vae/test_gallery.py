@@ -32,6 +32,20 @@ def test_every_run_has_its_pictures_and_a_plane_its_manifold(small_mnist, tmp_pa
             assert {"Software", "Creation Time"}.isdisjoint(image.info)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_posterior_that_has_collapsed_has_its_picture_too(small_mnist, tmp_path, rank):
+    """All μ are the same, or lie on a line: no plane tells the digits apart."""
+    images, labels = load_images(small_mnist, "test"), load_labels(small_mnist, "test")
+    model = VAE(x_dim=784, h_dim=16, z_dim=5, h_layers=1, activation="relu")
+    model.reset_parameters(generator(0, "init"))
+    layer = model.encoder[-1]
+    with torch.no_grad():
+        layer.weight[:, rank:] = 0
+    draw_gallery(model, images, labels, tmp_path)
+    with Image.open(tmp_path / "posterior_means.png") as image:
+        assert np.asarray(image.convert("L")).std() > 10
+
+
 def test_rows_are_drawn_where_they_belong(tmp_path):
     """White cells on the diagonal of black ones."""
     images = torch.eye(3).unsqueeze(-1).expand(3, 3, 784)
