@@ -1,8 +1,9 @@
 """`python -m pipeline.compare [--baseline EXP] [EXP …]`: what experiments did, against one another.
 
 Compares HEAD with the experiments that are named, by an experiment's name or any git revision, or with all of DVC's
-experiments. Runs that differ in their seed alone are taken together; differences to the baseline (HEAD, if it has
-results) are taken image by image. Prints a table, and writes a page to look at.
+experiments, and with the workspace where that has results of its own. Runs that differ in their seed alone are taken
+together; differences to the baseline (HEAD, if it has results) are taken image by image. Prints a table, and writes a
+page to look at.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from pipeline.comparison.terminal import printable, table
 from pipeline.comparison.tracked import Tracker
 from pipeline.comparison.wording import answer, caveat
 from pipeline.errors import InputError, run, writing
-from pipeline.repository import Experiment, experiments, head
+from pipeline.repository import Experiment, experiments, head, text_at, workspace
 from pipeline.root import home
 
 PAGE = Path("reports/compare.html")
+WORKSPACE = "workspace"
 
 
 def main() -> None:
@@ -61,19 +63,30 @@ def main() -> None:
 
 
 def choose(names: Sequence[str], baseline: str | None, root: Path) -> list[tuple[str, Experiment]]:
-    """HEAD and what is named, or all experiments: each once, under a name of its own. Raises InputError."""
+    """HEAD and what is named, or the workspace and all experiments: each once, under a name of its own.
+
+    Raises InputError.
+    """
     known = experiments(root)
     last = head(root)
     found = [("HEAD", last)] if last else []
+    unsaved = workspace(root)
     wanted = [*names, *([baseline] if baseline else [])]
+    # After `dvc exp run` it has that experiment's results, and is no run of its own.
+    if unsaved and (WORKSPACE in wanted or not (names or any(_same_results(unsaved, entry, root) for entry in known))):
+        found.append((WORKSPACE, unsaved))
     if names:
-        found += [(name, find(name, known, root)) for name in dict.fromkeys(wanted) if name != "HEAD"]
+        found += [(name, find(name, known, root)) for name in dict.fromkeys(wanted) if name not in dict(found)]
         return found
     several = {entry.name for entry in known if [other.name for other in known].count(entry.name) > 1}
     found += [(f"{entry.name}@{entry.commit[:7]}" if entry.name in several else entry.name, entry) for entry in known]
     if baseline and baseline not in dict(found):
         found.append((baseline, find(baseline, known, root)))
     return found
+
+
+def _same_results(one: Experiment, other: Experiment, root: Path) -> bool:
+    return text_at(one.commit, "dvc.lock", root) == text_at(other.commit, "dvc.lock", root)
 
 
 def find(name: str, known: Sequence[Experiment], root: Path) -> Experiment:

@@ -54,9 +54,9 @@ def restore(source: Source) -> str:
         return f"dvc exp apply {shlex.quote(source.experiment)}"
     if not source.baseline:
         return "dvc repro"
-    if source.dirty:  # the run-cache has what was computed
-        return f"git checkout {source.baseline[:10]} && git apply git.diff && dvc repro"
-    return f"git checkout {source.baseline[:10]} && dvc checkout"
+    # Not `dvc checkout`: the commit's dvc.lock may be older than these files. The run-cache has what was computed.
+    apply = "git apply git.diff && " if source.dirty else ""
+    return f"git checkout {source.baseline[:10]} && {apply}dvc repro"
 
 
 def describe(execution: Execution, source: Source, defaults: Mapping[str, object] | None) -> str:
@@ -78,7 +78,7 @@ def same_results(experiment: str) -> str:
 
 def _changed(params: Mapping[str, object], source: Source, defaults: Mapping[str, object] | None) -> Iterator[str]:
     commit = f"commit `{source.baseline[:10]}`" if source.baseline else "no commit"
-    code = sorted({line.split(" b/")[-1] for line in source.diff.splitlines() if line.startswith("diff --git ")})
+    code = sorted({line.split(" b/")[-1] for line in source.diff.split("\n") if line.startswith("diff --git ")})
     files = [f"`{name}`" for name in code if name != "params.yaml"]
     files += [f"`{name}` (not in git)" for name in source.untracked]
     if files:

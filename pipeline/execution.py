@@ -31,6 +31,8 @@ SAMPLES = Path("reports/samples")
 FIGURES = Path("reports/figures")
 GENERATED = Path("reports/generated.png")
 RECONSTRUCTED = Path("reports/reconstructed.png")
+# The files that belong into a run as they are.
+REPORTS = (HISTORY, METRICS, JUDGED, PER_IMAGE, BOUND, CLASSES, KL_PER_DIMENSION, GENERATED, RECONSTRUCTED)
 SUMS = Path("pipeline/mnist.sha256")
 
 CACHED = (MODEL, PER_IMAGE)  # in DVC's cache; all else that is mirrored is in git
@@ -79,9 +81,8 @@ class Execution:
 
     @property
     def reports(self) -> list[Path]:
-        """The files that belong into the run as they are."""
-        tables = (HISTORY, METRICS, JUDGED, PER_IMAGE, BOUND, CLASSES, KL_PER_DIMENSION)
-        return [self.folder / path for path in (*tables, GENERATED, RECONSTRUCTED)]
+        """The files of REPORTS."""
+        return [self.folder / path for path in REPORTS]
 
     @cached_property
     def model_sha256(self) -> str:

@@ -35,7 +35,18 @@ from mlflow.tracking.multimedia import compress_image_size
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from PIL import Image
 
-from pipeline.execution import FIGURES, MODEL, SAMPLES, Execution, Picture, Record, Split
+from pipeline.execution import (
+    FIGURES,
+    GENERATED,
+    MODEL,
+    RECONSTRUCTED,
+    REPORTS,
+    SAMPLES,
+    Execution,
+    Picture,
+    Record,
+    Split,
+)
 from pipeline.tracking import Store, told
 
 BATCH = 1000  # metrics that MLflow takes in one call
@@ -43,6 +54,8 @@ SYSTEM_INTERVAL = 10.0  # seconds between two system metrics: a training that is
 CODE = Path(__file__).parent
 REQUIRED = ("mlflow", "numpy", "safetensors", "torch")
 SERVED = ("__init__.py", "errors.py", "vae")  # what a logged model needs of this package, served.py aside
+DIFF = "git.diff"
+FORMS = (".png", "+compressed.webp")  # the two files of a picture, as they end
 
 
 class Follower:
@@ -74,11 +87,36 @@ class Follower:
 
 @told()
 def is_whole(store: Store, run: Run) -> bool:
-    """Whether a run has been completed, and its artifacts are still where the store says."""
-    if run.info.status != "FINISHED" or not store.client.list_artifacts(run.info.run_id, "reports"):
-        return False
+    """Whether a run has been completed, and its artifacts are still where the store says, by their names.
+
+    A figure of which both files are gone is not missed: no run says which figures it had.
+    """
+    client, run_id = store.client, run.info.run_id
     model = _model_of(store, run)
-    return model is not None and bool(store.client.list_logged_model_artifacts(model.model_id))
+    if run.info.status != "FINISHED" or model is None:
+        return False
+    files = {f"reports/{path.name}" for path in REPORTS}
+    if run.data.tags.get("git.dirty") == "true":
+        files.add(DIFF)
+    model_files = {"MLmodel", "served.py", "code", f"artifacts/{MODEL.name}"}
+    held = {entry.path for folder in (None, "reports") for entry in client.list_artifacts(run_id, folder)}
+    pictures = {entry.path for entry in client.list_artifacts(run_id, "images")}
+    kept = {
+        entry.path
+        for folder in (None, "artifacts")
+        for entry in client.list_logged_model_artifacts(model.model_id, folder)
+    }
+    return files <= held and model_files <= kept and _are_whole(pictures, run)
+
+
+def _are_whole(pictures: set[str], run: Run) -> bool:
+    """Whether all that is shown has both of its files, and `test` and every epoch that has samples are shown."""
+    every, last = (int(run.data.params[key]) for key in ("sample_every", "num_epochs"))
+    steps = [("test", 0), *(("samples", step) for step in {0, last, *range(0, last, every)})]
+    due = {f"images/{of}~{path.stem}+step+{step}" for of, step in steps for path in (GENERATED, RECONSTRUCTED)}
+    full, small = ({name.removesuffix(form) for name in pictures if name.endswith(form)} for form in FORMS)
+    shown, whole = ({stem.split("+timestamp+")[0] for stem in stems} for stems in (full | small, full & small))
+    return due | shown <= whole
 
 
 @told()
@@ -88,7 +126,7 @@ def send_params(store: Store, run: Run, params: Mapping[str, object]) -> None:
 
 
 @told()
-def fill(store: Store, run: Run, execution: Execution, tags: Mapping[str, str], diff: str) -> None:
+def fill(store: Store, run: Run, execution: Execution, tags: Mapping[str, str], diff: bytes) -> None:
     """Make `run` hold all of `execution`: what is missing is added, what is there is left or replaced by the same."""
     client, run_id = store.client, run.info.run_id
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -102,7 +140,9 @@ def fill(store: Store, run: Run, execution: Execution, tags: Mapping[str, str], 
     for path in execution.reports:
         client.log_artifact(run_id, str(path), "reports")
     if diff:
-        client.log_text(run_id, diff, "git.diff")
+        with tempfile.TemporaryDirectory() as scratch:
+            Path(scratch, DIFF).write_bytes(diff)
+            client.log_artifact(run_id, str(Path(scratch, DIFF)))
     model = _send_model(store, run, execution)
     at = run.info.start_time + len(execution.history)
     test = next(split for split in execution.splits if split.context == "test")
@@ -114,7 +154,7 @@ def fill(store: Store, run: Run, execution: Execution, tags: Mapping[str, str], 
 
 
 @told()
-def download(store: Store, run: Run, folder: Path) -> str:
+def download(store: Store, run: Run, folder: Path) -> bytes:
     """Lay the results that a run holds into `folder`, under the paths that stages give them; its diff."""
     client, run_id = store.client, run.info.run_id
     model = _model_of(store, run)
@@ -123,7 +163,7 @@ def download(store: Store, run: Run, folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "model").mkdir()
         names = {entry.path for entry in client.list_artifacts(run_id)}
-        for name in names & {"reports", "images", "git.diff"}:
+        for name in names & {"reports", "images", DIFF}:
             client.download_artifacts(run_id, name, scratch)
         for path in Path(scratch, "reports").glob("*"):
             shutil.copy(path, folder / "reports" / path.name)
@@ -138,8 +178,8 @@ def download(store: Store, run: Run, folder: Path) -> str:
                 f"models:/{model.model_id}", dst_path=f"{scratch}/model", tracking_uri=store.uri
             )
             shutil.copy(Path(kept, "artifacts", MODEL.name), folder / MODEL)
-        diff = Path(scratch, "git.diff")
-        return diff.read_text(encoding="utf-8") if diff.exists() else ""
+        diff = Path(scratch, DIFF)
+        return diff.read_bytes() if diff.exists() else b""
 
 
 def _held(client: MlflowClient, run: Run, keys: Iterable[str]) -> set[tuple[str, int]]:
@@ -172,9 +212,10 @@ def _send_pictures(client: MlflowClient, run: Run, pictures: Sequence[Picture]) 
             content = path.read_bytes()
             name = uuid.uuid5(uuid.NAMESPACE_OID, content.hex())
             stem = f"{key.replace('/', '~')}+step+{step}+timestamp+{run.info.start_time + step}+{name}"
-            Path(folder, f"{stem}.png").write_bytes(content)
+            full, small = (Path(folder, stem + form) for form in FORMS)
+            full.write_bytes(content)
             with Image.open(path) as image:
-                compress_image_size(image).save(Path(folder, f"{stem}+compressed.webp"))
+                compress_image_size(image).save(small)
         client.log_artifacts(run.info.run_id, folder, "images")
     client.set_tag(run.info.run_id, "mlflow.loggedImages", True)
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,19 @@ from pipeline.errors import InputError
 
 # Without what stages write: a function of the rest, and therefore no part of what differs from a commit.
 INPUTS = ("--", ".", ":!dvc.lock", ":!reports")
-# One that `git apply` takes, whatever the person has configured.
+# One that `git apply` takes, whatever the person has configured, and that names files in ASCII.
 DIFF = (
     "-c",
     "diff.noprefix=false",
     "-c",
     "diff.mnemonicPrefix=false",
+    "-c",
+    "core.quotePath=true",
     "diff",
     "--binary",
     "--no-ext-diff",
+    "--no-textconv",
+    "--unified=3",
     "--no-color",
 )
 
@@ -47,7 +52,7 @@ class Source:
 
     experiment: str  # "" for `dvc repro`
     baseline: str  # "" outside git
-    diff: str  # of everything tracked that stages read
+    diff: str  # of everything tracked that stages read; a byte that is not UTF-8 is a surrogate, as in a file's name
     untracked: tuple[str, ...] = ()
 
     @property
@@ -66,15 +71,20 @@ def here(folder: Path = Path()) -> Source:
     return Source(
         experiment=os.environ.get("DVC_EXP_NAME", ""),
         baseline=baseline,
-        diff=git(*DIFF, baseline, *INPUTS, at=folder),
+        diff=diff_from(baseline, at=folder),
         untracked=tuple(name for name in untracked.split("\0") if name),
     )
 
 
 def source_of(experiment: Experiment, root: Path) -> Source:
     """Where an experiment that has been executed stands."""
-    diff = git(*DIFF, experiment.baseline, experiment.commit, *INPUTS, at=root)
+    diff = diff_from(experiment.baseline, experiment.commit, at=root)
     return Source(experiment.name, experiment.baseline, diff)
+
+
+def diff_from(*commits: str, at: Path) -> str:
+    """What differs from one commit to another, or to the working directory. `artifact` gives its bytes back."""
+    return _said(*DIFF, *commits, *INPUTS, at=at).decode(errors="surrogateescape")
 
 
 def experiments(root: Path) -> list[Experiment]:
@@ -92,6 +102,18 @@ def head(root: Path, revision: str = "HEAD") -> Experiment | None:
     """HEAD as if it were an experiment without a name, a change of nothing; None where there is no such commit."""
     said = git("log", "-1", "--format=%H %ct", "--end-of-options", f"{revision}^{{commit}}", "--", at=root).split()
     return Experiment("", said[0], said[0], int(said[1]) * 1000) if said else None
+
+
+def workspace(root: Path) -> Experiment | None:
+    """What is in the workspace as if it were an experiment; None where its dvc.lock is HEAD's.
+
+    Of everything tracked: in a commit that no ref names, which is all that `git stash create` makes.
+    """
+    last = head(root)
+    commit = git("-c", "user.name=workspace", "-c", "user.email=workspace", "stash", "create", at=root).strip()
+    if not last or not commit or text_at(commit, "dvc.lock", root) == text_at("HEAD", "dvc.lock", root):
+        return None
+    return Experiment("", last.commit, commit, int(time.time() * 1000))
 
 
 def text_at(commit: str, path: str, root: Path) -> str:
@@ -131,8 +153,11 @@ def fetch(commit: str, path: Path, root: Path, folder: Path) -> None:
         raise InputError(f"{path} is neither in DVC's cache nor in a remote; `dvc repro` makes it") from error
 
 
-def clone(root: Path, commit: str, diff: str, folder: Path) -> None:
+def clone(root: Path, commit: str, diff: bytes, folder: Path) -> None:
     """A clone of the repository in `folder`, at `commit` with `diff` applied and nothing executed yet.
+
+    DVC has a cache of its own there, an empty one: in one that is configured for the project, the person or the
+    machine it would find its run-cache, and restore what is to be executed.
 
     Raises InputError where the commit is not there, or the diff does not fit it.
     """
@@ -141,22 +166,29 @@ def clone(root: Path, commit: str, diff: str, folder: Path) -> None:
     git("clone", "-q", "--no-checkout", str(root), str(folder))
     git("checkout", "-q", "--detach", commit, at=folder)
     patch = folder / ".git" / "recorded.diff"
-    patch.write_text(diff, encoding="utf-8")
-    if diff and subprocess.run(["git", "apply", str(patch)], cwd=folder, capture_output=True, check=False).returncode:
+    patch.write_bytes(diff)
+    apply = ["git", "apply", "--whitespace=nowarn", str(patch)]  # a carriage return is no whitespace to be fixed
+    if diff and subprocess.run(apply, cwd=folder, capture_output=True, check=False).returncode:
         raise InputError(f"git.diff of the run does not fit commit {commit[:10]}")
     if not (folder / "dvc.yaml").exists():
         raise InputError(f"commit {commit[:10]} cannot be checked out")
     (folder / "dvc.lock").unlink(missing_ok=True)
     shutil.rmtree(folder / "reports", ignore_errors=True)
+    # The level before which all others give way; `local` is how old versions named a cache, and goes before `dir`.
+    (folder / ".dvc" / "config.local").write_text("[cache]\n    dir = cache\n    local =\n", encoding="utf-8")
 
 
 def git(*arguments: str, at: Path = Path()) -> str:
     """What git says, or nothing where it fails: outside a repository, without a commit."""
+    return _said(*arguments, at=at).decode(errors="replace")
+
+
+def _said(*arguments: str, at: Path) -> bytes:
     done = subprocess.run(["git", *arguments], cwd=at, capture_output=True, check=False)
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+    return done.stdout if done.returncode == 0 else b""
 
 
-def artifact(source: Source) -> str:
+def artifact(source: Source) -> bytes:
     """The diff as a file: what is not in it is named first, where `git apply` looks past it."""
     names = "".join(f"# not in git, and therefore not in this diff: {name}\n" for name in source.untracked)
-    return names + source.diff
+    return (names + source.diff).encode(errors="surrogateescape")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fabricated import PARAMS, PROTOCOL, Fabricated, parquet, per_image
 from repo import Repo, plant
+from ruamel.yaml import YAML
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -205,8 +206,65 @@ def test_a_name_of_two_experiments_is_asked_for(tmp_path):
     repo.experiment("twice", repo.files(PARAMS | {"z_dim": 3}))
     with pytest.raises(InputError, match=r"is the name of 2 experiments: say which \(twice@\w{7}, twice@\w{7}\)"):
         run(repo, "twice")
+    said = commands(repo)
+    both = repo.git("for-each-ref", "--format=%(objectname)", "refs/exps/").splitlines()
+    assert all(f"twice@{commit[:7]}" in said and f"dvc exp apply {commit[:7]}" in said for commit in both)
+    assert len(both) == 2 and "dvc exp apply twice" not in said, "DVC would take the one that is on HEAD"
+
+
+def in_workspace(repo: Fabricated, files: dict[str, bytes]) -> None:
+    for path, content in files.items():
+        (repo.root / path).write_bytes(content)
+
+
+def test_the_workspace_is_compared_where_it_has_other_results(tmp_path):
+    repo = Fabricated(tmp_path)
+    repo.commit(repo.files(PARAMS))
+    in_workspace(repo, {"params.yaml": b"z_dim: 3\n"})
+    with pytest.raises(InputError, match="one run has results"):
+        run(repo)
+    in_workspace(repo, repo.files(PARAMS | {"z_dim": 2}, 1))
+    before = repo.git("status", "--porcelain", "-uno"), repo.git("stash", "list"), repo.git("for-each-ref")
     said = run(repo)
-    assert len(set(re.findall(r"^twice@\w{7}", said, re.MULTILINE))) == 2
+    assert re.search(r"^workspace .* 2 .*worse \(one seed\)$", said, re.MULTILINE), said
+    assert before == (repo.git("status", "--porcelain", "-uno"), repo.git("stash", "list"), repo.git("for-each-ref"))
+    assert "what is there now: commit it to keep it" in commands(repo, "workspace")
+    repo.git("reset", "-q", "--hard")
+    for name, params in {"wide": {"h_dim": 800}, "narrow": {"z_dim": 2}}.items():
+        repo.experiment(name, repo.files(PARAMS | params, 1))
+    in_workspace(repo, repo.files(PARAMS | {"z_dim": 2}, 1))
+    assert "workspace" not in run(repo), "it has what `dvc exp run` has left there"
+    in_workspace(repo, repo.files(PARAMS | {"z_dim": 3}, 1))
+    assert "workspace" in run(repo) and "workspace" not in run(repo, "wide"), "only what is named"
+    assert "against workspace" in run(repo, "wide", "--baseline", "workspace").splitlines()[0]
+
+
+def test_where_head_has_no_per_image_values_what_was_computed_here_counts(tmp_path):
+    """A clone of what somebody has trained on another CPU: its bytes are not in the cache, and are others here."""
+    repo = Fabricated(tmp_path)
+    repo.commit(repo.files(PARAMS))
+    repo.experiment("narrow", repo.files(PARAMS | {"z_dim": 2}, 1))
+    repo.lose("reports/per_image.parquet", repo.git("rev-parse", "HEAD"))
+    assert re.search(r"^narrow .* —$", said := run(repo), re.MULTILINE), said
+    in_workspace(repo, repo.files(PARAMS, 0.001))
+    said = run(repo)
+    assert re.search(r"^narrow .*worse \(one seed\)$", said, re.MULTILINE), said
+    assert "HEAD has the parameters, seed and code of workspace, and other results" in said
+    assert "workspace counts" in said and "against HEAD" in said.splitlines()[0]
+
+
+def test_what_was_trained_again_and_not_evaluated_has_no_results(tmp_path):
+    repo = Fabricated(tmp_path)
+    repo.commit(repo.files(PARAMS))
+    repo.experiment("narrow", repo.files(PARAMS | {"z_dim": 2}, 1))
+    files = repo.files(PARAMS | {"z_dim": 5})
+    lock = json.loads(json.dumps(YAML(typ="safe", pure=True).load(files["dvc.lock"])))
+    model = lock["stages"]["train"]["outs"][0]
+    lock["stages"]["evaluate"]["deps"] = [*lock["stages"]["evaluate"]["deps"], model | {"md5": "0" * 32}]
+    in_workspace(repo, files | {"dvc.lock": json.dumps(lock).encode()})
+    said = run(repo)
+    assert "note: workspace: has been trained again and not evaluated since; `dvc repro` does it" in said
+    assert not re.search(r"^workspace", said, re.MULTILINE)
 
 
 def test_where_there_is_nothing_to_compare_it_says_what_to_do(tmp_path):

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from contents import FIGURES
-from repo import Repo, plant
+from repo import Repo, plant, started
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
@@ -26,13 +26,19 @@ SHORT = "z4-h32x1-relu-lr0.001-e3-s0"
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory, small_mnist) -> Repo:
-    """Three runs from three modes; the one of the workspace with code that is not committed."""
+    """Three runs from three modes; the one of the workspace with code that is not committed.
+
+    That is saved with Windows' line ends and in Latin-1; and DVC's cache is one that the project shares.
+    """
     repo = plant(tmp_path_factory.mktemp("reproduce"), small_mnist)
+    repo.run("dvc", "config", "cache.dir", str(tmp_path_factory.mktemp("shared") / "cache"))
+    repo.commit()
     repo.run("dvc", "repro")
     repo.commit()
     repo.run("dvc", "exp", "run", "--temp", "-n", "temp", "-S", "z_dim=2")
     fit = repo.root / "pipeline/vae/fit.py"
-    fit.write_text(fit.read_text().replace("VAL_BATCH = 1000", "VAL_BATCH = 999"))
+    edited = fit.read_bytes().replace(b"VAL_BATCH = 1000", b"VAL_BATCH = 999").replace(b"\n", b"\r\n")
+    fit.write_bytes(b"# coding: latin-1, since Andr\xe9 wrote this\r\n" + edited)
     repo.run("dvc", "exp", "run", "-n", "edited", "-S", "seed=1")
     repo.run("git", "checkout", "-q", ".")
     return repo
@@ -67,6 +73,7 @@ def test_a_run_of_any_mode_is_reproduced(repo, name):
     assert said.rstrip().endswith("reproduce: identical; the run is tagged `reproduced`"), said
     found = table(said)
     assert set(found.values()) == {"identical"}
+    assert set(started(said)) == {"download", "train", "judge", "evaluate"}, "and not restored"
     reports = {f"reports/{name}.{form}" for form, names in REPORTS.items() for name in names}
     figures = {f"reports/figures/{name}.png" for name in (*FIGURES, *(["manifold"] if name == "temp" else []))}
     assert set(found) == reports | figures | {
@@ -80,12 +87,12 @@ def test_a_run_whose_code_was_tampered_with_is_told(repo):
     """Somebody has exchanged the code on record for another."""
     run, client = repo.runs()["edited"], repo.store()
     (diff,) = Path(repo.root, "mlartifacts", run.info.run_id, "artifacts").glob("git.diff")
-    before = diff.read_text()
-    diff.write_text(before.replace("+VAL_BATCH = 999", "+VAL_BATCH = 50"))
+    before = diff.read_bytes()
+    diff.write_bytes(before.replace(b"+VAL_BATCH = 999", b"+VAL_BATCH = 50"))
     try:
         said = reproduce(repo, "edited", ok=False)
     finally:
-        diff.write_text(before)
+        diff.write_bytes(before)
     assert "made with other pipeline/vae/fit.py" in table(said)["data/model/vae.safetensors"]
     assert table(said)["tag fingerprint"].startswith("differs: ")
     assert "differs: data/model/vae.safetensors" in said.splitlines()[-1] and " differs: " in tag(repo, "edited")

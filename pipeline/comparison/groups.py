@@ -113,7 +113,14 @@ def form_groups(runs: Iterable[Run]) -> list[Group]:
         params = {key: value for key, value in run.params.items() if key != "seed"}
         key = json.dumps([params, dict(run.code)], sort_keys=True, default=str)
         group = found.setdefault(key, Group([]))
-        (group.repeats if run.seed in [other.seed for other in group.runs] else group.runs).append(run)
+        seeds = [other.seed for other in group.runs]
+        if run.seed not in seeds:
+            group.runs.append(run)
+        elif run.per_image and not group.runs[(place := seeds.index(run.seed))].per_image:
+            group.repeats.append(group.runs[place])  # what can be paired counts
+            group.runs[place] = run
+        else:
+            group.repeats.append(run)
     for group in found.values():
         group.runs.sort(key=lambda run: (isinstance(run.seed, str), str(run.seed).zfill(10)))
     return list(found.values())

@@ -4,6 +4,7 @@ Everything comes from git but the per-image values and the model, which are in D
 """
 
 import json
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,7 +16,6 @@ import numpy as np
 
 from pipeline.comparison.files import READ_ERRORS, Table, numbers, read_judge, read_per_image, read_table
 from pipeline.comparison.tracked import Entry, Tracker
-from pipeline.description import restore
 from pipeline.errors import InputError
 from pipeline.execution import (
     BOUND,
@@ -31,7 +31,7 @@ from pipeline.execution import (
     RECONSTRUCTED,
 )
 from pipeline.params import read_values
-from pipeline.repository import Experiment, fetch, source_of, unpack
+from pipeline.repository import Experiment, experiments, fetch, unpack
 
 TABLES = {"history": HISTORY, "bound": BOUND, "kl_per_dimension": KL_PER_DIMENSION, "classes": CLASSES}
 PICTURES = {"generated": GENERATED, "reconstructed": RECONSTRUCTED} | {
@@ -73,12 +73,15 @@ class Run:
 
 def gather(name: str, entry: Experiment, root: Path, tracker: Tracker) -> Run:
     """Read what the commit of an experiment has."""
-    run = Run(name, entry.commit, restore(source_of(entry, root)))
+    run = Run(name, entry.commit, brings_back(entry, root))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         unpack(entry.commit, root, folder)
         lock = _attempt(run, folder / "dvc.lock", lambda path: read_values(path.read_text("utf-8"), path.name)) or {}
         _read_inputs(run, folder, lock)
+        if _trained_since(lock):
+            run.notes.append("has been trained again and not evaluated since; `dvc repro` does it")
+            return run
         _read_reports(run, folder)
         if not run.has_results:
             run.notes.append("has no results yet; `dvc repro` or `dvc exp run` makes them")
@@ -104,6 +107,15 @@ def gather(name: str, entry: Experiment, root: Path, tracker: Tracker) -> Run:
     return run
 
 
+def brings_back(entry: Experiment, root: Path) -> str:
+    """The command that brings back the files of a commit, as it has them; "" for what is in the workspace alone."""
+    if entry.name:
+        # Of two with one name DVC takes the one that is on HEAD.
+        alone = [other.name for other in experiments(root)].count(entry.name) == 1
+        return f"dvc exp apply {shlex.quote(entry.name) if alone else entry.commit[:7]}"
+    return f"git checkout {entry.commit[:10]} && dvc checkout" if entry.commit == entry.baseline else ""
+
+
 def _read_inputs(run: Run, folder: Path, lock: Mapping[str, Any]) -> None:
     """Parameters and code. What dvc.lock says was executed counts, whatever params.yaml says by now."""
     run.params = _attempt(run, folder / "params.yaml", lambda path: read_values(path.read_text("utf-8"))) or {}
@@ -119,6 +131,17 @@ def _read_inputs(run: Run, folder: Path, lock: Mapping[str, Any]) -> None:
         run.params = {key: executed[key] for key in (*run.params, *executed) if key in executed}
     if not run.code:
         run.notes.append("has no dvc.lock that says which code it ran")
+
+
+def _trained_since(lock: Mapping[str, Any]) -> bool:
+    """Whether `evaluate` has seen another model than the one that `train` has left."""
+    with suppress(*READ_ERRORS):
+        made, seen = (
+            {item["path"]: item["md5"] for item in lock["stages"][stage][part]}.get(MODEL.as_posix())
+            for stage, part in (("train", "outs"), ("evaluate", "deps"))
+        )
+        return seen is not None and made != seen
+    return False
 
 
 def _outputs(lock: Mapping[str, Any]) -> set[str]:
