@@ -34,6 +34,8 @@ lock:           ## requirements.lock anew from pyproject.toml (needs uv)
 repro: setup    ## download → train → evaluate → log
 	@"$(VENV)/bin/python" -c "from pipeline import errors, params; errors.run(params.load_params)"
 	"$(VENV)/bin/dvc" repro
+	@git diff --quiet HEAD -- dvc.lock 2> /dev/null; [ $$? -ne 1 ] || \
+	  echo "dvc.lock has changed. To compare experiments with these results: git add -A && git commit -m MESSAGE"
 
 # Workers end when the queue is empty; where some are at work already, only what JOBS has more is started.
 queue: setup    ## what `dvc exp run --queue` has queued, JOBS=2 at a time
