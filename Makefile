@@ -44,9 +44,10 @@ queue: setup    ## what `dvc exp run --queue` has queued, JOBS=2 at a time
 	  echo "How far it is: dvc queue status; what one says: dvc queue logs NAME -f; what came out: python -m pipeline.compare"; \
 	else echo "Nothing waits in the queue: dvc exp run --queue -S z_dim=2,5,10,20 puts four experiments there"; fi
 
-# A file at a time on each core: the tests wait for processes of their own more than they compute.
+# A file at a time on each core: the tests wait for processes of their own more than they compute. In the order of
+# their names, which ends with many short ones: xdist would keep the files of a few long tests for the end.
 test: setup     ## every test
-	"$(VENV)/bin/python" -m pytest -n auto --dist loadfile
+	"$(VENV)/bin/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: setup    ## how fast everything is, into reports/benchmarks/: about ten minutes
 	"$(VENV)/bin/python" benchmarks/run.py $(ROUNDS)

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -21,8 +20,6 @@ import evaluation
 import measure
 import overhead
 import run
-import stage
-import sweep
 import training
 
 from pipeline.vae.fit import PRECISIONS
@@ -86,38 +83,6 @@ def test_an_experiment_is_told_to_be_on_the_device_of_params_yaml(tmp_path, monk
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setattr(overhead, "ROOT", tmp_path)
     assert overhead.computed_on() == measure.hardware(CPU)
-
-
-@pytest.mark.parametrize("name", ["stage", "sweep"])
-def test_the_threads_that_are_told_are_not_those_of_the_tests(name):
-    """conftest asks for one thread, and a benchmark's processes do not."""
-    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", f"import {module}, torch; print(torch.get_num_threads())"],
-            cwd=ROOT / "benchmarks", env=env, capture_output=True, check=True,
-        ).stdout
-        for module in (name, "torch")
-    ]  # fmt: skip
-    assert told[0] == told[1]
-
-
-@pytest.mark.parametrize(
-    ("benchmark", "instead"),
-    [
-        (stage, {"clone": None, "set_params": None, "execute": 1.0, "loop": 1.0}),
-        (sweep, {"prepared": None, "seconds": 1.0}),
-        (overhead, {"clone": None, "execute": 1.0, "experiment": {"total": 1.0}, "computed_on": measure.hardware(CPU)}),
-    ],
-)
-def test_what_whole_stages_take_is_told_with_the_hardware(benchmark, instead, monkeypatch, capsys):
-    """Nothing is run: what would be is replaced. Those that ask for the CPU do not name a GPU that is there as well."""
-    for name, result in instead.items():
-        monkeypatch.setattr(benchmark, name, lambda *_, result=result, **__: result)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which they take away
-    monkeypatch.setattr(sys, "argv", ["benchmark", "1"])
-    benchmark.main()
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["hardware"] == measure.hardware(CPU)
 
 
 @pytest.fixture
