@@ -72,8 +72,7 @@ def choose(names: Sequence[str], baseline: str | None, root: Path) -> list[tuple
     found = [("HEAD", last)] if last else []
     unsaved = workspace(root)
     wanted = [*names, *([baseline] if baseline else [])]
-    # After `dvc exp run` it has that experiment's results, and is no run of its own.
-    if unsaved and (WORKSPACE in wanted or not (names or any(_same_results(unsaved, entry, root) for entry in known))):
+    if unsaved and (WORKSPACE in wanted or not (names or _left_by(unsaved, known, root))):
         found.append((WORKSPACE, unsaved))
     if names:
         found += [(name, find(name, known, root)) for name in dict.fromkeys(wanted) if name not in dict(found)]
@@ -85,8 +84,10 @@ def choose(names: Sequence[str], baseline: str | None, root: Path) -> list[tuple
     return found
 
 
-def _same_results(one: Experiment, other: Experiment, root: Path) -> bool:
-    return text_at(one.commit, "dvc.lock", root) == text_at(other.commit, "dvc.lock", root)
+def _left_by(unsaved: Experiment, known: Sequence[Experiment], root: Path) -> bool:
+    """Whether the workspace has what `dvc exp run` or `dvc exp apply` has put there, and is no run of its own."""
+    lock = text_at(unsaved.commit, "dvc.lock", root)
+    return any(text_at(entry.commit, "dvc.lock", root) == lock for entry in known)
 
 
 def find(name: str, known: Sequence[Experiment], root: Path) -> Experiment:

@@ -10,9 +10,8 @@ import re
 import shutil
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -109,11 +108,11 @@ def workspace(root: Path) -> Experiment | None:
 
     Of everything tracked: in a commit that no ref names, which is all that `git stash create` makes.
     """
-    last = head(root)
     commit = git("-c", "user.name=workspace", "-c", "user.email=workspace", "stash", "create", at=root).strip()
-    if not last or not commit or text_at(commit, "dvc.lock", root) == text_at("HEAD", "dvc.lock", root):
+    last, made = head(root), head(root, commit) if commit else None
+    if not last or not made or text_at(commit, "dvc.lock", root) == text_at("HEAD", "dvc.lock", root):
         return None
-    return Experiment("", last.commit, commit, int(time.time() * 1000))
+    return replace(made, baseline=last.commit)
 
 
 def text_at(commit: str, path: str, root: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from repo import started
 
+from pipeline.description import restore
 from pipeline.repository import Experiment, Source, artifact, clone, here, source_of
 
 # Beside lines that are changed, and then in them: carriage returns, bytes that are not UTF-8, blanks at the end.
@@ -99,3 +100,20 @@ def test_a_clone_takes_nothing_out_of_a_cache_wherever_one_is_configured(root, t
     command = ["dvc", "repro"]
     said = subprocess.run(command, cwd=tmp_path / "clone", check=True, capture_output=True, text=True).stdout
     assert started(said) == ["copy"] and (tmp_path / "clone/.dvc/cache/runs").is_dir()
+
+
+@pytest.mark.usefixtures("root")
+def test_what_brings_a_run_back_brings_its_own_files():
+    """Also where its inputs were committed before it ran: the dvc.lock of that commit is an older run's."""
+    subprocess.run(["dvc", "repro", "-q"], check=True)
+    git("add", "-A")
+    git("commit", "-qm", "an older run")
+    Path("binary").write_bytes(b"newer")
+    git("commit", "-qam", "what is to be run")
+    subprocess.run(["dvc", "repro", "-q"], check=True)
+    command = restore(here())
+    git("add", "-A")
+    git("commit", "-qm", "its results")
+    Path("copy").unlink()
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert Path("copy").read_bytes() == b"newer"
