@@ -41,7 +41,7 @@ repro: setup    ## download → train → evaluate → log
 queue: setup    ## what `dvc exp run --queue` has queued, JOBS=2 at a time
 	@if "$(VENV)/bin/dvc" queue status | grep -q " Queued *$$"; then \
 	  "$(VENV)/bin/dvc" queue start -j $(JOBS) && \
-	  echo "How far it is: dvc queue status; what one says: dvc queue logs NAME -f; what came out: python -m pipeline.compare"; \
+	  echo "How far it is: dvc queue status; what one says: dvc queue logs NAME -f; what came out: python -m pipeline.commands.compare"; \
 	else echo "Nothing waits in the queue: dvc exp run --queue -S z_dim=2,5,10,20 puts four experiments there"; fi
 
 # A file at a time on each core: the tests wait for processes of their own more than they compute. In the order of

@@ -26,11 +26,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from measure import hardware  # noqa: E402
 
 from pipeline.params import load_params  # noqa: E402
-from pipeline.vae.device import prepare_device  # noqa: E402
-from pipeline.vae.importance import log_weights, neg_log_mean  # noqa: E402
-from pipeline.vae.metrics import in_order  # noqa: E402
-from pipeline.vae.mnist import load_images, to_unit  # noqa: E402
-from pipeline.vae.model import VAE, load_model  # noqa: E402
+from pipeline.runtime.device import prepare_device  # noqa: E402
+from pipeline.evaluation.importance import log_weights, neg_log_mean  # noqa: E402
+from pipeline.evaluation.bounds import in_order  # noqa: E402
+from pipeline.data.mnist import load_images, to_unit  # noqa: E402
+from pipeline.model.vae import VAE, load_model  # noqa: E402
 
 IMAGES = 100  # a round
 AT_A_TIME = 10

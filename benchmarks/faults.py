@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from campaign import Campaign, run, table  # noqa: E402
+from helpers.kill_campaign import Campaign, run, table  # noqa: E402
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ def computed_on() -> dict[str, Any]:
     from measure import hardware  # noqa: PLC0415
 
     from pipeline.params import load_params  # noqa: PLC0415
-    from pipeline.vae.device import prepare_device  # noqa: PLC0415
+    from pipeline.runtime.device import prepare_device  # noqa: PLC0415
 
     return hardware(prepare_device(load_params(ROOT / "params.yaml").device, said_in="params.yaml"))
 

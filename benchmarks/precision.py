@@ -17,10 +17,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from measure import hardware  # noqa: E402
 from training import PARAMS, new_model  # noqa: E402
 
-from pipeline.vae.device import prepare_device  # noqa: E402
-from pipeline.vae.fit import PRECISIONS, fit, new_optimizer  # noqa: E402
-from pipeline.vae.metrics import elbo  # noqa: E402
-from pipeline.vae.mnist import load_images  # noqa: E402
+from pipeline.runtime.device import prepare_device  # noqa: E402
+from pipeline.training.fit import PRECISIONS, fit, new_optimizer  # noqa: E402
+from pipeline.evaluation.bounds import elbo  # noqa: E402
+from pipeline.data.mnist import load_images  # noqa: E402
 
 SEEDS = (0, 1, 2)
 

@@ -2,7 +2,7 @@
 
 `python benchmarks/stage.py [ROUNDS [EPOCHS]]`, in a checkout that has data/raw, data/judge and reports/judge.json. In a
 clone of it, with a seed of its own in every round and after a short training that is not counted and makes MLflow's
-store: `fit` alone, timed in a process that does nothing else, and `python -m pipeline.train` from its start to its end,
+store: `fit` alone, timed in a process that does nothing else, and `python -m pipeline.stages.train` from its start to its end,
 in turns. EPOCHS are those of params.yaml unless they are given. Prints medians, and JSON on the last line.
 """
 
@@ -30,10 +30,10 @@ LOOP = """
 import time
 import torch
 from pipeline.params import load_params
-from pipeline.train import RAW, new_model
-from pipeline.vae.fit import fit, new_optimizer
-from pipeline.vae.gradient import most_threads
-from pipeline.vae.mnist import hold_out, load_images
+from pipeline.stages.train import RAW, new_model
+from pipeline.training.fit import fit, new_optimizer
+from pipeline.training.accelerated.gradient import most_threads
+from pipeline.data.mnist import hold_out, load_images
 params = load_params()
 train, val = hold_out(load_images(RAW, "train"), params.val_size)
 model = new_model(params)
@@ -65,12 +65,12 @@ def main() -> None:
         folder.mkdir()
         clone(folder)
         set_params(folder, {"device": "cpu", "num_epochs": 12, "seed": 1000})
-        execute(folder, sys.executable, "-m", "pipeline.train")
+        execute(folder, sys.executable, "-m", "pipeline.stages.train")
         for turn in range(rounds):
             set_params(folder, {"num_epochs": epochs, "seed": 1001 + turn})
             seconds["loop"].append(loop(folder))
             start = time.perf_counter()
-            execute(folder, sys.executable, "-m", "pipeline.train")
+            execute(folder, sys.executable, "-m", "pipeline.stages.train")
             seconds["stage"].append(time.perf_counter() - start)
             print("round {}: the loop {:.1f} s, the stage {:.1f} s".format(
                 turn + 1, seconds["loop"][-1], seconds["stage"][-1]

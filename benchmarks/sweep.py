@@ -24,9 +24,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 from conftest import set_params  # noqa: E402
 from measure import hardware  # noqa: E402
-from repo import Repo  # noqa: E402
+from helpers.repo import Repo  # noqa: E402
 
-from pipeline.checks.processes import inside  # noqa: E402
+from pipeline.commands.checks.processes import inside  # noqa: E402
 
 GRID = "z_dim=2,5,10,20"
 EPOCHS, SAMPLES = 4, 20

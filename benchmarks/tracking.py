@@ -21,16 +21,16 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import set_params  # noqa: E402
-from faulty import KINDS  # noqa: E402
+from helpers.failing_servers import KINDS  # noqa: E402
 
 EPOCHS = 6
-ALONE = "import contextlib, pipeline.train as t; t.mirrored = lambda *_: contextlib.nullcontext(''); "
+ALONE = "import contextlib, pipeline.stages.train as t; t.mirrored = lambda *_: contextlib.nullcontext(''); "
 BARE = ALONE + "t.Checkpoint.save = lambda *_: None; t.main()"
-FOLLOWED = "import pipeline.train as t; t.main()"
+FOLLOWED = "import pipeline.stages.train as t; t.main()"
 
 
 def seconds(folder: Path, code: str, store: str | None) -> float:
-    """The time that `python -m pipeline.train` takes, from start to end."""
+    """The time that `python -m pipeline.stages.train` takes, from start to end."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
     env |= {"PYTHONPATH": str(ROOT)} | ({"MLFLOW_TRACKING_URI": store} if store else {})
     start = time.perf_counter()

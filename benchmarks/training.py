@@ -26,12 +26,12 @@ from baseline import epochs  # noqa: E402
 from measure import hardware, ratios, spread, turns  # noqa: E402
 
 from pipeline.params import load_params  # noqa: E402
-from pipeline.vae.device import prepare_device  # noqa: E402
-from pipeline.vae.fit import PRECISIONS, fit, new_optimizer  # noqa: E402
-from pipeline.vae.layout import layout_for  # noqa: E402
-from pipeline.vae.mnist import PIXELS, load_images  # noqa: E402
-from pipeline.vae.model import VAE  # noqa: E402
-from pipeline.vae.randomness import generator  # noqa: E402
+from pipeline.runtime.device import prepare_device  # noqa: E402
+from pipeline.training.fit import PRECISIONS, fit, new_optimizer  # noqa: E402
+from pipeline.training.accelerated.layout import layout_for  # noqa: E402
+from pipeline.data.mnist import PIXELS, load_images  # noqa: E402
+from pipeline.model.vae import VAE  # noqa: E402
+from pipeline.runtime.randomness import generator  # noqa: E402
 
 STEPS = 150  # in a turn of the second part
 PARAMS = load_params(ROOT / "params.yaml")

@@ -1,7 +1,6 @@
-"""What a person did wrong, said in one line; a traceback is for what we did wrong. And how a verb ends otherwise."""
+"""User errors (one line on stderr, exit status 2), and how every stage and command process starts and ends."""
 
 import ctypes
-import gc
 import os
 import signal
 import sys
@@ -13,50 +12,52 @@ from types import FrameType
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class InputError(Exception):
-    """Something handed in from outside is wrong. The message is one line and names the file or the key."""
+class UserError(Exception):
+    """Something the user can fix.
+
+    subject: the key, file or run that the message is about. Tests assert it instead of the sentence.
+    """
+
+    def __init__(self, subject: object, message: str) -> None:
+        super().__init__(f"{subject}: {message}")
+        self.subject = str(subject)
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a verb: an InputError becomes one line on stderr and exit status 2, Ctrl-C becomes 130, SIGTERM 143.
+    """Run `main` as a process: UserError exits with 2 and one line, Ctrl-C with 130, SIGTERM with 143.
 
-    A stage ends with the DVC that started it: as an orphan it would write beside the next run.
+    A stage is killed together with the DVC process that started it: as an orphan it would write next to the next run.
     """
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        _end_with_parent()
-    signal.signal(signal.SIGTERM, _terminated)
-    # What the imports have made lives as long as the process: to look through it for garbage, while they are at it,
-    # later and when the process ends, takes a second.
-    gc.freeze()
-    gc.enable()
+        _die_with_parent()
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         main()
-    except InputError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    finally:
-        gc.disable()  # for the imports after `run(load_params)`
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Where a file cannot be written, as on a full disk, raise the InputError that says so."""
+    """Turn a failed write inside the block (a full disk, say) into a UserError about `path`."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise UserError(path, f"cannot be written ({error.strerror or error})") from error
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _end_with_parent() -> None:
+def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # It may have died before that. DVC itself is the first process of a container that runs nothing else.
-    if os.getppid() == 1:
-        with suppress(OSError):
-            if b"dvc" not in Path("/proc/1/cmdline").read_bytes():
-                sys.exit(128 + signal.SIGKILL)
+    if os.getppid() != 1:
+        return
+    # The parent may have died before prctl. In a container, process 1 may also be DVC itself.
+    with suppress(OSError):
+        if b"dvc" not in Path("/proc/1/cmdline").read_bytes():
+            sys.exit(128 + signal.SIGKILL)

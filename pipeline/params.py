@@ -1,30 +1,31 @@
-"""The only door to params.yaml: strict, typed, frozen.
+"""params.yaml: strict, typed, frozen. Also the one YAML loader, for every YAML file of the project.
 
-Nothing is coerced and nothing is ignored: an unknown key is as much an error as a missing one, so a
-misspelt `-S` can never train the defaults in silence. The file is read as YAML 1.2 by ruamel, the library
-DVC writes it with: YAML 1.1 reads the `1e-05` that `-S learning_rate=1e-5` leaves behind as a string.
+Nothing is coerced and nothing is ignored: a misspelled key is an error, never a silent default.
 """
 
-import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline.errors import InputError
+from pipeline.errors import UserError
+from pipeline.paths import PARAMS
+
+# Parameters that change no number: runs that differ in these alone are the same configuration.
+NOT_IN_RESULTS = frozenset({"device", "sample_every"})
 
 
 class Params(BaseModel):
-    """Every knob of the pipeline. params.yaml says what each one does; the ranges here are the ranges there."""
+    """Every parameter of the pipeline. params.yaml has a comment and the range of each."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: Literal["mnist"]
     val_size: Annotated[int, Field(ge=0, le=50_000)]
+    network: Literal["mlp"]
+    likelihood: Literal["bernoulli"]
     z_dim: Annotated[int, Field(ge=1, le=1024)]
     h_dim: Annotated[int, Field(ge=1, le=8192)]
     h_layers: Annotated[int, Field(ge=1, le=8)]
@@ -40,90 +41,77 @@ class Params(BaseModel):
     eval_proposal_scale: Annotated[float, Field(ge=0.1, le=10)]
 
 
-def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check the whole file. Raises InputError with one line that names the key."""
-    try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path.name}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path.name}: is not UTF-8 text") from error
-    except DuplicateKeyError as error:
-        raise InputError(_duplicate(path, error)) from error
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path.name}: is not valid YAML{_where(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path.name}: must hold one `key: value` a line")
+def load_params(path: Path = PARAMS) -> Params:
+    """Read and check the whole file. Raises UserError about the key, or about the file."""
+    content = read_yaml(path)
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        # A misspelt key makes two errors, one unknown and one missing: the unknown one says what to do.
-        details = sorted(error.errors(), key=lambda d: d["type"] not in ("extra_forbidden", "invalid_key"))
-        raise InputError(f"{path.name}: {_sentence(details[0], content)}") from error
+        # A misspelled key is both unknown and missing; the unknown key is the one to report.
+        first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+        key = first["loc"][0]
+        value = "" if first["type"] == "missing" else f" (got {_short(content[key])})"
+        raise UserError(f"{path.name}: {key}", f"{first['msg']}{value}") from error
 
 
-def read_values(text: str, name: str = "params.yaml") -> dict[str, Any]:
-    """What a params.yaml of any version says, or a dvc.lock, as it stands. Raises InputError where it is no mapping."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that contains a mapping. Raises UserError about the file."""
     try:
-        content = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{name}: is not valid YAML{_where(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{name}: must hold one `key: value` a line")
-    return {str(key): value for key, value in content.items()}
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(path.name, f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(path.name, "is not UTF-8 text") from error
+    return parse_yaml(text, path.name)
 
 
-def _sentence(detail: ErrorDetails, content: dict[Any, Any]) -> str:
-    """One pydantic error as `key: what is wrong (got …)`, in the words of the file's reader."""
-    key = _shown(detail["loc"][0]).strip("'")
-    limits = detail.get("ctx", {})
-    match detail["type"]:
-        case "missing":
-            return f"{key}: is missing"
-        case "extra_forbidden":
-            near = difflib.get_close_matches(key, set(Params.model_fields) - set(content), n=1)
-            return f"{key}: is not a known key" + (f" (did you mean {near[0]}?)" if near else "")
-        case "invalid_key":
-            return f"{key}: is not a known key"
-        case "greater_than_equal":
-            wanted = f"must be at least {_number(limits['ge'])}"
-        case "greater_than":
-            wanted = f"must be greater than {_number(limits['gt'])}"
-        case "less_than_equal":
-            wanted = f"must be at most {_number(limits['le'])}"
-        case "int_type" | "int_from_float":
-            wanted = "must be a whole number"
-        case "float_type" | "finite_number":
-            wanted = "must be a finite number"
-        case "literal_error":
-            wanted = f"must be one of {limits['expected'].replace(' or ', ', ').replace(chr(39), '')}"
-        case "string_type" | "string_pattern_mismatch":
-            wanted = "must be one of auto, cpu, cuda, cuda:N, mps"
-        case _:
-            wanted = detail["msg"]
-    return f"{key}: {wanted} (got {_shown(detail['input'])})"
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """Parse YAML text that contains a mapping with string keys. Raises UserError about `name`."""
+    try:
+        content = yaml.load(text, _StrictLoader)  # noqa: S506 (derived from SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(name, f"is not valid YAML ({error.problem}{line})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(name, "is not valid YAML") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(name, "must contain one `key: value` per line")
+    return content
 
 
-def _number(limit: float) -> str:
-    return f"{limit:g}" if isinstance(limit, float) else str(limit)
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2, as DVC reads them, and an error for a key that is given twice.
+
+    YAML 1.1 reads `1e-05`, which is how DVC writes `-S learning_rate=1e-5`, as a string, and `010` as 8.
+    """
+
+    # A copy without YAML 1.1's own rules; the rules of YAML 1.2 are added below.
+    yaml_implicit_resolvers = {
+        character: [(tag, pattern) for tag, pattern in rules if tag.endswith((":null", ":merge"))]
+        for character, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        return int(node.value)
 
 
-def _shown(value: Any) -> str:
-    """A value on one line and short, in YAML's words where Python's differ."""
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return str(value).lower()
+_INT = re.compile(r"^[-+]?\d+$")
+_FLOAT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+_BOOL = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_decimal)
+
+
+def _short(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _duplicate(path: Path, error: DuplicateKeyError) -> str:
-    key = path.read_text(encoding="utf-8").splitlines()[error.problem_mark.line].split(":")[0].strip()
-    return f"{path.name}: {key}: is given twice{_where(error)}"
-
-
-def _where(error: Exception) -> str:
-    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
-    return f" (line {mark.line + 1})" if mark else ""
+    return text if len(text) <= 60 else f"{text[:57]}..."

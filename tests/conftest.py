@@ -1,27 +1,25 @@
-"""Real MNIST, whole and as a small subset of the same files with sums of its own."""
+"""Real MNIST: the original files, a small subset of them, and working directories in which stages can run."""
 
-import hashlib
 import os
 import re
 import shutil
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
-# Two trainings with two spinning threads each stand in one another's way, the more the busier the machine is.
+# One thread per test process: spinning threads of several trainings slow each other down.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Where CI is set pytest shows whole differences, and for two different files of a megabyte looks for them for hours.
+# With CI set, pytest prints whole diffs; for two different binary files that takes hours.
 os.environ.pop("CI", None)
 
 import pytest
 
-from pipeline.download import fetch, read_sums
-from pipeline.mirrors import sources
-from pipeline.vae.mnist import load_images
+from pipeline.data.catalog import DATASETS
+from pipeline.data.datasets import Split, load_split, save_dataset
+from pipeline.data.sources import fetch
+from pipeline.paths import DATASET
 
 ROOT = Path(__file__).parents[1]
-SUMS = ROOT / "pipeline" / "mnist.sha256"
 # On the CPU wherever the tests run: they compare bytes.
 SMALL = {
     "dataset": "mnist", "val_size": 100, "z_dim": 4, "h_dim": 32, "h_layers": 1, "activation": "relu", "num_epochs": 3,
@@ -30,70 +28,88 @@ SMALL = {
 }  # fmt: skip
 
 
-def committed(path: str) -> str:
-    """The text of a file as it was committed: an experiment in the workspace changes params.yaml and reports/."""
-    shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, check=False)
-    return shown.stdout.decode() if shown.returncode == 0 else (ROOT / path).read_text(encoding="utf-8")
-
-
 @pytest.fixture(scope="session")
 def mnist(request) -> Path:
-    """The four real files: taken from data/raw where the pipeline has run, else fetched once into pytest's cache."""
+    """A folder with the four original files, downloaded once into pytest's cache."""
     folder = Path(request.config.cache.mkdir("mnist"))
-    local = sources(str(ROOT / "data" / "raw"))[0]
-    fetch(read_sums(SUMS), folder, [local, *sources(os.environ.get("MNIST_MIRROR", ""))])
-    return folder
-
-
-def subset(mnist: Path, folder: Path, train: int, test: int) -> Path:
-    """The first images of each split with their labels, as IDX files, and `mnist.sha256` beside them."""
-    lines = []
-    for name in read_sums(SUMS):
-        count = train if name.startswith("train") else test
-        raw = (mnist / name).read_bytes()
-        header = 4 + 4 * raw[3]
-        item = 784 if "images" in name else 1
-        content = raw[:4] + struct.pack(">I", count) + raw[8 : header + count * item]
-        (folder / name).write_bytes(content)
-        lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
-    (folder / "mnist.sha256").write_text("".join(lines))
+    fetch(DATASETS["mnist"], folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def small_mnist(mnist, tmp_path_factory) -> Path:
-    """The first 600 training and 200 test images."""
-    return subset(mnist, tmp_path_factory.mktemp("small"), 600, 200)
+    """A folder with the first 600 training and 200 test images, as IDX files."""
+    return subset(mnist, tmp_path_factory.mktemp("small"), train=600, test=200)
 
 
 @pytest.fixture(scope="session")
-def small_images(small_mnist):
-    return load_images(small_mnist, "train")
+def small_dataset(small_mnist, tmp_path_factory) -> Path:
+    """The same images as the dataset file that `download` writes."""
+    path = tmp_path_factory.mktemp("dataset") / DATASET.name
+    save_dataset(path, "mnist", {split: read_idx_split(small_mnist, split) for split in ("train", "test")})
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_train(small_dataset) -> Split:
+    return load_split(small_dataset, "train")
+
+
+@pytest.fixture(scope="session")
+def small_test(small_dataset) -> Split:
+    return load_split(small_dataset, "test")
 
 
 @pytest.fixture
-def workplace(tmp_path, small_mnist, monkeypatch) -> Path:
-    """A working directory as DVC hands it to a stage: data/raw and a params.yaml for a training of seconds."""
-    furnish(tmp_path, small_mnist)
+def workplace(tmp_path, small_dataset, monkeypatch) -> Path:
+    """The working directory of a stage: the small dataset and a params.yaml for a training that takes seconds."""
+    furnish(tmp_path, small_dataset)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["stage"])  # without arguments, as DVC starts it
-    for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
-        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    for name in list(os.environ):
+        if name.startswith(("DVC_", "MLFLOW_")):
+            monkeypatch.delenv(name)
     return tmp_path
 
 
-def furnish(folder: Path, small_mnist: Path, **changes: object) -> None:
-    """Put into `folder` what the stages read there: data/raw, its sums and a params.yaml."""
-    shutil.copytree(small_mnist, folder / "data" / "raw")
-    (folder / "pipeline").mkdir()
-    shutil.copy(small_mnist / "mnist.sha256", folder / "pipeline")
-    set_params(folder, SMALL | changes, source=ROOT / "params.yaml")
+def furnish(folder: Path, small_dataset: Path, **changes: object) -> None:
+    """Put into `folder` what stages after `download` read: the dataset, params.yaml and dvc.yaml."""
+    (folder / DATASET).parent.mkdir(parents=True)
+    shutil.copy(small_dataset, folder / DATASET)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_params(folder, SMALL | changes)
 
 
-def set_params(folder: Path, changes: dict[str, object], source: Path | None = None) -> None:
-    """Change lines of `folder`/params.yaml as an editor would, comments and all else kept."""
-    text = (source or folder / "params.yaml").read_text(encoding="utf-8")
+def set_params(folder: Path, changes: dict[str, object]) -> None:
+    """Change lines of `folder`/params.yaml as an editor would; everything else stays."""
+    path = folder / "params.yaml"
+    text = path.read_text(encoding="utf-8")
     for key, value in changes.items():
-        text, count = re.subn(rf"^{key}: *[^ #]+", f"{key}: {value}", text, flags=re.MULTILINE)
+        text, count = re.subn(rf"^{key}: *[^ #\n]+", f"{key}: {value}", text, flags=re.MULTILINE)
         assert count == 1, key
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+
+
+def subset(mnist: Path, folder: Path, train: int, test: int) -> Path:
+    """Write the first images of each split with their labels, as IDX files."""
+    for name in DATASETS["mnist"].files:
+        count = train if name.startswith("train") else test
+        raw = (mnist / name).read_bytes()
+        header = 4 + 4 * raw[3]
+        item_size = 784 if "images" in name else 1
+        (folder / name).write_bytes(raw[:4] + struct.pack(">I", count) + raw[8 : header + count * item_size])
+    return folder
+
+
+def read_idx_split(folder: Path, split: str):
+    """(images [N, 28, 28], labels [N]) of IDX files, independent of the pipeline's reader."""
+    import torch
+
+    prefix = {"train": "train", "test": "t10k"}[split]
+    images = (folder / f"{prefix}-images-idx3-ubyte").read_bytes()[16:]
+    labels = (folder / f"{prefix}-labels-idx1-ubyte").read_bytes()[8:]
+    return (
+        torch.frombuffer(bytearray(images), dtype=torch.uint8).view(-1, 28, 28),
+        torch.frombuffer(bytearray(labels), dtype=torch.uint8),
+    )

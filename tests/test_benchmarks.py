@@ -22,8 +22,8 @@ import overhead
 import run
 import training
 
-from pipeline.vae.fit import PRECISIONS
-from pipeline.vae.model import save_model
+from pipeline.training.fit import PRECISIONS
+from pipeline.model.vae import save_model
 
 CPU = torch.device("cpu")
 COMMITTED = json.loads((ROOT / "reports" / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))

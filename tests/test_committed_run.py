@@ -20,9 +20,9 @@ from sklearn.neighbors import NearestNeighbors
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pipeline.vae.classifier import load_classifier
-from pipeline.vae.importance import noise
-from pipeline.vae.randomness import PROTOCOL_SEED, standard_normal_columns
+from pipeline.evaluation.classifier import load_classifier
+from pipeline.evaluation.importance import noise
+from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal_columns
 
 LOCK = YAML(typ="safe").load(committed("dvc.lock"))["stages"]
 TEST = json.loads(committed("reports/metrics.json"))["test"]

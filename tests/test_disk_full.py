@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from repo import Repo, plant
+from helpers.repo import Repo, plant
 
 POINTS = int(os.environ.get("POINTS", "4"))
 SIZE = 256 * 1024**2
@@ -94,10 +94,10 @@ def test_nothing_is_lost_and_with_room_it_ends_well(disk, origin, needed, point,
     repro(repo)
     assert state(repo) == after
     assert "Data and pipelines are up to date" in repo.run("dvc", "status")
-    repo.run("python", "-m", "pipeline.log", "--all")
+    repo.run("python", "-m", "pipeline.stages.log", "--all")
     runs = [run for run in repo.runs().values() if run.data.params["z_dim"] == "5"]
     assert len(runs) == 1 and runs[0].info.status == "FINISHED"
-    assert repo.run("python", "-m", "pipeline.doctor", "--verify") == "doctor: every byte is what DVC recorded\n"
+    assert repo.run("python", "-m", "pipeline.commands.doctor", "--verify") == "doctor: every byte is what DVC recorded\n"
 
 
 def repro(repo: Repo) -> None:
@@ -107,5 +107,5 @@ def repro(repo: Repo) -> None:
     )
     if done.returncode != 0:
         assert "rwlock" in done.stdout + done.stderr, done.stdout + done.stderr
-        repo.run("python", "-m", "pipeline.doctor", "--fix")
+        repo.run("python", "-m", "pipeline.commands.doctor", "--fix")
         repo.run("dvc", "repro")

@@ -10,7 +10,7 @@ import pytest
 from conftest import committed
 from ruamel.yaml import YAML
 
-from pipeline.checks.processes import STAGES as LOOKED_FOR
+from pipeline.commands.checks.processes import STAGES as LOOKED_FOR
 from pipeline.params import Params
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_a_stage_is_described_and_is_one_plain_command(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_code_among_a_stages_deps_is_what_it_imports(stage):
-    logged_as_code = {"pipeline/served.py"} if stage == "log" else set()
+    logged_as_code = {"pipeline/tracking/served_model.py"} if stage == "log" else set()
     assert {dep for dep in entries(stage, "deps") if dep.endswith(".py")} == imported(stage) | logged_as_code
 
 
@@ -86,7 +86,7 @@ def test_the_data_among_a_stages_deps_and_outs_is_what_it_names(stage):
 
 def test_download_declares_its_output_and_its_sums():
     assert entries("download", "outs") == {"data/raw"} <= touched("download")
-    assert "pipeline/mnist.sha256" in entries("download", "deps")
+    assert "pipeline/data/mnist.sha256" in entries("download", "deps")
 
 
 @pytest.mark.parametrize("stage", STAGES)

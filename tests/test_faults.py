@@ -6,7 +6,7 @@ FAULTS of them, from FAULTS_SEED; every combination of mode and target comes up 
 import os
 
 import pytest
-from campaign import Campaign, run
+from helpers.kill_campaign import Campaign, run
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from contents import assert_whole, dump
-from repo import Repo, plant, started
-from servers import mlflow_server, postgres
+from helpers.mlflow_contents import assert_whole, dump
+from helpers.repo import Repo, plant, started
+from helpers.servers import mlflow_server, postgres
 
 QUEUED = {"narrow": "z_dim=2", "wide": "z_dim=8", "tanh": "activation=tanh"}
 
@@ -75,7 +75,7 @@ def test_what_came_out_of_the_run_cache_is_linked_to_the_run_that_computed_it(re
 
 def test_logging_everything_again_changes_nothing(repo):
     before = dump(repo.store())
-    said = repo.run("python", "-m", "pipeline.log", "--all")
+    said = repo.run("python", "-m", "pipeline.stages.log", "--all")
     assert said.count("has it already") == 7, said  # six experiments and the workspace; HEAD has not been executed
     assert dump(repo.store()) == before
 
@@ -102,7 +102,7 @@ def test_applied_and_committed_it_is_still_the_same_run(repo):
     repo.run("dvc", "exp", "apply", "wide")
     assert "train" not in started(repo.run("dvc", "repro"))
     repo.commit()
-    repo.run("python", "-m", "pipeline.log", "--all")
+    repo.run("python", "-m", "pipeline.stages.log", "--all")
     assert set(repo.runs()) == before
 
 
@@ -111,7 +111,7 @@ def test_a_store_that_is_lost_is_built_anew(repo):
     embedded_only(repo)
     (repo.root / "mlflow.db").unlink()
     shutil.rmtree(repo.root / "mlartifacts")
-    repo.run("python", "-m", "pipeline.log", "--all")
+    repo.run("python", "-m", "pipeline.stages.log", "--all")
     runs = repo.runs()
     assert set(runs) == {*QUEUED, "temp", "here"}
     for name, run in runs.items():

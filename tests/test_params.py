@@ -106,7 +106,7 @@ def test_params_cannot_be_changed(tmp_path):
 def test_a_command_says_the_line_and_ends_with_2(tmp_path):
     write(tmp_path, "z_dim: 20", "z_dim: 0")
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.download"],
+        [sys.executable, "-m", "pipeline.stages.download"],
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")

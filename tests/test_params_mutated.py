@@ -120,7 +120,7 @@ def test_every_valid_file_is_accepted_and_every_other_refused_by_name(tmp_path_f
 
 
 def test_the_command_refuses_at_once_and_accepts_what_is_valid(tmp_path, small_mnist, capsys):
-    """Thirty files through `python -m pipeline.train`: before torch is imported, and before anything is written."""
+    """Thirty files through `python -m pipeline.stages.train`: before torch is imported, and before anything is written."""
     furnish(tmp_path, small_mnist)
     dice, found = random.Random(0), []
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
@@ -143,14 +143,14 @@ def test_the_command_refuses_at_once_and_accepts_what_is_valid(tmp_path, small_m
     ]
     for key, value in dice.sample(wrongs, 25):
         (tmp_path / "params.yaml").write_text(written({**DEFAULTS, **small, key: value}))
-        took, done = seconds(sys.executable, "-m", "pipeline.train")
+        took, done = seconds(sys.executable, "-m", "pipeline.stages.train")
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith(f"params.yaml: {key}: "), done.stderr
         found.append(took - base)
     assert not Path(tmp_path, "reports").exists() and not Path(tmp_path, "data/model").exists()
     for change in ({}, {"z_dim": 1}, {"activation": "silu"}, {"learning_rate": 1e-05}, {"batch_size": 60_000}):
         (tmp_path / "params.yaml").write_text(written({**DEFAULTS, **small, **change}))
-        assert seconds(sys.executable, "-m", "pipeline.train")[1].returncode == 0, change
+        assert seconds(sys.executable, "-m", "pipeline.stages.train")[1].returncode == 0, change
     found.sort()
     with capsys.disabled():
         print(f"refused {found[12]:.2f} s (median), {found[-1]:.2f} s (most) beyond Python's start, n = {len(found)}")

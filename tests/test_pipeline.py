@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from conftest import ROOT
-from repo import Repo, plant, started
+from helpers.repo import Repo, plant, started
 from ruamel.yaml import YAML
 
 STAGES = ["download", "train", "judge", "evaluate", "log"]

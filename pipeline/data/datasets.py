@@ -1,0 +1,57 @@
+"""The dataset as all stages after `download` read it: one file of uint8 images and labels.
+
+60,000 images of 784 bytes are 47 MB; they stay on the training device as bytes and become floats one batch at a time.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split ("train" or "test"), flat: D = height · width pixels."""
+
+    images: Tensor  # [N, D], uint8
+    labels: Tensor  # [N], uint8
+    image_shape: tuple[int, int]  # height, width
+
+
+def save_dataset(path: Path, name: str, splits: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Write splits of images uint8 [N, height, width] and labels [N]. Equal images give equal bytes."""
+    tensors = {}
+    for split, (images, labels) in splits.items():
+        tensors[f"{split}_images"] = images
+        tensors[f"{split}_labels"] = labels.byte()
+    write_tensors(path, tensors, {"dataset": name})
+
+
+def load_split(path: Path, split: str) -> Split:
+    """Read "train" or "test". Raises UserError if the file is missing or not a dataset."""
+    tensors = read_tensors(path)
+    try:
+        images, labels = tensors[f"{split}_images"], tensors[f"{split}_labels"]
+        height, width = images.shape[1:]
+    except (KeyError, ValueError) as error:
+        raise UserError(path, "is not a dataset of this project; run `dvc repro download`") from error
+    return Split(images.flatten(start_dim=1), labels, (height, width))
+
+
+def dataset_name(path: Path) -> str:
+    """The name of the dataset in the file."""
+    return str(read_header(path)["dataset"])
+
+
+def hold_out(images: Tensor, val_size: int) -> tuple[Tensor, Tensor]:
+    """(training images, the last `val_size` images for validation): the same split for every seed."""
+    n = len(images) - val_size
+    return images[:n], images[n:]
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Bytes to float32 in [0, 1], same shape."""
+    return images.float() / 255

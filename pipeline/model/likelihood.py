@@ -1,0 +1,49 @@
+"""p(x|z) by name: what the decoder's outputs mean. A new likelihood is a class and a registry entry."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Likelihood(Protocol):
+    """A family of distributions over images, one parameter vector per image."""
+
+    name: str
+
+    def num_outputs(self, num_pixels: int) -> int:
+        """Return O, the number of decoder outputs for images of D pixels."""
+
+    def neg_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """Return −log p(x|z) in nats, summed over pixels: outputs [..., O] and x [..., D] broadcast to [...]."""
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return E[x|z], [..., O] → [..., D] in [0, 1]: what a picture shows."""
+
+
+class Bernoulli:
+    """Bernoulli pixels; the outputs are logits.
+
+    Gray values in [0, 1] are treated as probabilities, as is usual for this model: the binary cross-entropy is then
+    E_{b ~ Bern(x)}[−log p(b|z)], the mean over binarizations of x. It is not a density of x itself.
+    """
+
+    name = "bernoulli"
+
+    def num_outputs(self, num_pixels: int) -> int:
+        """One logit per pixel."""
+        return num_pixels
+
+    def neg_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """Σ log(1 + e^l) − l x, which stays finite where log(sigmoid(l)) does not."""
+        # Above the threshold log(1 + e^l) equals l, also in float64.
+        per_pixel = F.softplus(outputs, threshold=40) - outputs * x
+        return per_pixel.sum(dim=-1)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Sigmoid of the logits."""
+        return torch.sigmoid(outputs)
+
+
+LIKELIHOODS: dict[str, Likelihood] = {likelihood.name: likelihood for likelihood in (Bernoulli(),)}

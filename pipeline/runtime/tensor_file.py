@@ -1,0 +1,61 @@
+"""The one format of all tensor files (dataset, model, classifier): safetensors with a JSON header.
+
+Nothing is unpickled. Reading a header needs no PyTorch, which takes more than a second to import.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from pipeline.errors import UserError, writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# One metadata key: with several, safetensors writes them in an order that differs between processes.
+HEADER = "header"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header; equal content gives equal bytes. Raises UserError if the disk is full."""
+    from safetensors.torch import save  # noqa: PLC0415 (imports torch)
+
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(on_cpu, metadata={HEADER: json.dumps(header, sort_keys=True, allow_nan=False)})
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)  # not save_file, whose files only their owner can read
+
+
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
+    """All tensors of the file, on the CPU. Raises UserError if it is not a tensor file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except OSError as error:
+        raise _unreadable(path) from error
+    except SafetensorError as error:
+        raise _invalid(path) from error
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of the file. Raises UserError if it is not a tensor file of this project."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header: dict[str, Any] = json.loads((file.metadata() or {})[HEADER])
+    except OSError as error:
+        raise _unreadable(path) from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise _invalid(path) from error
+    return header
+
+
+def _unreadable(path: Path) -> UserError:
+    return UserError(path, "cannot be read; run `dvc repro`")
+
+
+def _invalid(path: Path) -> UserError:
+    return UserError(path, "is not a valid file of this project; run `dvc repro`")

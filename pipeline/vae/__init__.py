@@ -1,1 +1,0 @@
-"""The pure core: model, objective, training, measurement and pictures. Knows no DVC, no MLflow, no params.yaml."""
