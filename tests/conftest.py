@@ -46,7 +46,9 @@ def small_mnist(mnist, tmp_path_factory) -> Path:
 def small_dataset(small_mnist, tmp_path_factory) -> Path:
     """The same images as the dataset file that `download` writes."""
     path = tmp_path_factory.mktemp("dataset") / DATASET.name
-    save_dataset(path, "mnist", {split: read_idx_split(small_mnist, split) for split in ("train", "test")})
+    save_dataset(
+        path, "mnist", {split: read_idx_split(small_mnist, split) for split in ("train", "test")}
+    )
     return path
 
 
@@ -98,7 +100,9 @@ def subset(mnist: Path, folder: Path, train: int, test: int) -> Path:
         raw = (mnist / name).read_bytes()
         header = 4 + 4 * raw[3]
         item_size = 784 if "images" in name else 1
-        (folder / name).write_bytes(raw[:4] + struct.pack(">I", count) + raw[8 : header + count * item_size])
+        (folder / name).write_bytes(
+            raw[:4] + struct.pack(">I", count) + raw[8 : header + count * item_size]
+        )
     return folder
 
 

@@ -37,7 +37,9 @@ def load_split(path: Path, split: str) -> Split:
         images, labels = tensors[f"{split}_images"], tensors[f"{split}_labels"]
         height, width = images.shape[1:]
     except (KeyError, ValueError) as error:
-        raise UserError(path, "is not a dataset of this project; run `dvc repro download`") from error
+        raise UserError(
+            path, "is not a dataset of this project; run `dvc repro download`"
+        ) from error
     return Split(images.flatten(start_dim=1), labels, (height, width))
 
 

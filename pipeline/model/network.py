@@ -8,7 +8,12 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
 
 
 class Batch(NamedTuple):
@@ -61,7 +66,9 @@ class MLP(nn.Module):
         hidden = [architecture.h_dim] * architecture.h_layers
         activation = ACTIVATIONS[architecture.activation]
         # One layer for μ and log σ²: half the kernel launches, the same function.
-        self.encoder = _perceptron([architecture.num_pixels, *hidden, 2 * architecture.z_dim], activation)
+        self.encoder = _perceptron(
+            [architecture.num_pixels, *hidden, 2 * architecture.z_dim], activation
+        )
         self.decoder = _perceptron([architecture.z_dim, *hidden, num_outputs], activation)
 
     def encode(self, batch: Batch) -> Posterior:

@@ -74,13 +74,21 @@ def load_vae(path: Path) -> VAE:
         architecture = Architecture(**described | {"image_shape": tuple(described["image_shape"])})
     except (KeyError, TypeError) as error:
         raise UserError(path, "is not a model file; run `dvc repro train`") from error
-    for part, known in (("network", NETWORKS), ("likelihood", LIKELIHOODS), ("activation", ACTIVATIONS)):
+    for part, known in (
+        ("network", NETWORKS),
+        ("likelihood", LIKELIHOODS),
+        ("activation", ACTIVATIONS),
+    ):
         name = getattr(architecture, part)
         if name not in known:
-            raise UserError(path, f"has the unknown {part} {name!r}; this version knows {', '.join(known)}")
+            raise UserError(
+                path, f"has the unknown {part} {name!r}; this version knows {', '.join(known)}"
+            )
     model = VAE(architecture)
     try:
         model.load_state_dict(read_tensors(path))
     except RuntimeError as error:
-        raise UserError(path, "has weights that do not fit its architecture; run `dvc repro train`") from error
+        raise UserError(
+            path, "has weights that do not fit its architecture; run `dvc repro train`"
+        ) from error
     return model

@@ -45,7 +45,9 @@ def standard_normal(shape: tuple[int, ...], seed: int, purpose: str, epoch: int 
 
 def standard_normal_columns(n: int, columns: int, seed: int, purpose: str) -> Tensor:
     """ε [n, columns]; column j does not depend on their number, so models of different z_dim share their noise."""
-    return torch.stack([standard_normal((n,), seed, f"{purpose}/{j}") for j in range(columns)], dim=1)
+    return torch.stack(
+        [standard_normal((n,), seed, f"{purpose}/{j}") for j in range(columns)], dim=1
+    )
 
 
 def permutation(n: int, seed: int, purpose: str, epoch: int = 0) -> Tensor:
