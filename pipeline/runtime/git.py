@@ -1,7 +1,7 @@
-"""The door to git and to DVC's experiments: where an execution stands, and its files once more.
+"""git, and the commits in which DVC keeps experiments (refs/exps/<2>/<38 of the baseline>/<name>).
 
-Only what is documented is relied upon: git's commands, the refs under which DVC keeps experiments
-(refs/exps/<2>/<38 of the baseline's sha>/<name>), DVC's file system over a revision.
+If git fails, every function raises UserError with git's own words. An empty answer is only what its
+docstring names.
 """
 
 import io
@@ -14,30 +14,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.errors import UserError
 
-# Without what stages write: a function of the rest, and therefore no part of what differs from a commit.
+# Whatever the user has configured: output that can be parsed, and diffs that `git apply` accepts.
+PINNED = "-c log.showSignature=false -c core.quotePath=true -c diff.noprefix=false"
+PINNED += " -c diff.mnemonicPrefix=false -c diff.relative=false"
+DIFF = "diff --binary --no-ext-diff --no-textconv --unified=3 --no-color"
+# What stages write is a function of the rest, and therefore no part of a diff.
 INPUTS = ("--", ".", ":!dvc.lock", ":!reports")
-# One that `git apply` takes, whatever the person has configured, and that names files in ASCII.
-DIFF = (
-    "-c",
-    "diff.noprefix=false",
-    "-c",
-    "diff.mnemonicPrefix=false",
-    "-c",
-    "core.quotePath=true",
-    "diff",
-    "--binary",
-    "--no-ext-diff",
-    "--no-textconv",
-    "--unified=3",
-    "--no-color",
-)
+# A git hook sets these; they would override the folder in which git is to run.
+OF_HOOKS = "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_OBJECT_DIRECTORY"
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A DVC experiment: its name, the commit that it is a change to, its own commit, and when that was made (ms)."""
+    """A DVC experiment: its name, baseline commit, own commit, and when that was made (ms)."""
 
     name: str
     baseline: str
@@ -47,147 +38,164 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Source:
-    """Where in git an execution stands: a change to the commit `baseline`, in the DVC experiment of that name."""
+    """The code of an execution: the commit `baseline` with `diff` applied to it."""
 
     experiment: str  # "" for `dvc repro`
-    baseline: str  # "" outside git
-    diff: str  # of everything tracked that stages read; a byte that is not UTF-8 is a surrogate, as in a file's name
+    baseline: str  # "" if there is no commit
+    diff: str  # of tracked files; bytes that are not UTF-8 are surrogates, as in file names
     untracked: tuple[str, ...] = ()
 
     @property
     def dirty(self) -> bool:
-        """Whether the baseline alone does not say what was executed."""
+        """Whether the code differs from the baseline."""
         return bool(self.diff or self.untracked)
 
 
+def git(*arguments: str, at: Path = Path(), optional: bool = False) -> str:
+    """Return the output of a git command in the folder `at`.
+
+    optional: return "" if git exits with 1, its way to report that there is none.
+    """
+    return git_bytes(*arguments, at=at, optional=optional).decode(errors="replace")
+
+
+def git_bytes(*arguments: str, at: Path, optional: bool = False, stdin: bytes = b"") -> bytes:
+    """Like `git`, for input and output that need not be UTF-8."""
+    env = {name: value for name, value in os.environ.items() if name not in OF_HOOKS.split()}
+    command = ["git", *PINNED.split(), *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=at, env=env, input=stdin, capture_output=True, check=False
+        )
+    except OSError as error:
+        raise UserError("git", f"cannot be run ({error.strerror})") from error
+    if done.returncode == 0 or (optional and done.returncode == 1):
+        return done.stdout
+    words = " ".join(done.stderr.decode(errors="replace").split())
+    raise UserError("git", words or f"{arguments[0]} failed ({done.returncode})")
+
+
 def here(folder: Path = Path()) -> Source:
-    """Where the code in the working directory stands, as DVC's environment and git say."""
-    # HEAD of an experiment's own checkout is a commit that nobody else has; its baseline is in the repository.
-    baseline = os.environ.get("DVC_EXP_BASELINE_REV") or git("rev-parse", "--verify", "-q", "HEAD", at=folder).strip()
+    """Return the code in the working directory, by DVC's environment variables and git."""
+    experiment = os.environ.get("DVC_EXP_NAME", "")
+    # In an experiment's own folder, HEAD is a commit that exists nowhere else.
+    baseline = os.environ.get("DVC_EXP_BASELINE_REV") or _commit("HEAD", folder)
     if not baseline:
-        return Source(os.environ.get("DVC_EXP_NAME", ""), "", "")
-    untracked = git("ls-files", "-z", "--others", "--exclude-standard", *INPUTS, at=folder)
-    return Source(
-        experiment=os.environ.get("DVC_EXP_NAME", ""),
-        baseline=baseline,
-        diff=diff_from(baseline, at=folder),
-        untracked=tuple(name for name in untracked.split("\0") if name),
-    )
+        return Source(experiment, "", "")
+    listed = git("ls-files", "-z", "--others", "--exclude-standard", *INPUTS, at=folder)
+    untracked = tuple(filter(None, listed.split("\0")))
+    return Source(experiment, baseline, diff_from(baseline, at=folder), untracked)
 
 
 def source_of(experiment: Experiment, root: Path) -> Source:
-    """Where an experiment that has been executed stands."""
+    """Return the code of an experiment."""
     diff = diff_from(experiment.baseline, experiment.commit, at=root)
     return Source(experiment.name, experiment.baseline, diff)
 
 
 def diff_from(*commits: str, at: Path) -> str:
-    """What differs from one commit to another, or to the working directory. `artifact` gives its bytes back."""
-    return _said(*DIFF, *commits, *INPUTS, at=at).decode(errors="surrogateescape")
+    """Return the diff between two commits, or between one and the working directory."""
+    return git_bytes(*DIFF.split(), *commits, *INPUTS, at=at).decode(errors="surrogateescape")
+
+
+def artifact(source: Source) -> bytes:
+    """Return the diff as a file for `git apply`, untracked files named in comments."""
+    names = (f"# not in git, and not in this diff: {name}\n" for name in source.untracked)
+    return ("".join(names) + source.diff).encode(errors="surrogateescape")
 
 
 def experiments(root: Path) -> list[Experiment]:
-    """Every DVC experiment of the repository, in the order in which they were made."""
+    """Return every DVC experiment of the repository, oldest first."""
+    form = "--format=%(committerdate:unix) %(refname) %(objectname)"
+    lines = git("for-each-ref", form, "refs/exps/", at=root)
+    # Not refs/exps/exec/..., which belong to running experiments.
+    pattern = r"^(\d+) refs/exps/(..)/(.{38})/(\S+) (\S+)$"
     found = []
-    form = "%(refname) %(objectname) %(committerdate:unix)"
-    for line in git("for-each-ref", f"--format={form}", "refs/exps/", at=root).splitlines():
-        ref, commit, seconds = line.rsplit(" ", 2)
-        if match := re.fullmatch(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/([^/]+)", ref):
-            found.append(Experiment(match[3], match[1] + match[2], commit, int(seconds) * 1000))
+    for seconds, start, rest, name, commit in re.findall(pattern, lines, re.MULTILINE):
+        found.append(Experiment(name, start + rest, commit, int(seconds) * 1000))
     return sorted(found, key=lambda experiment: (experiment.made, experiment.name))
 
 
 def head(root: Path, revision: str = "HEAD") -> Experiment | None:
-    """HEAD as if it were an experiment without a name, a change of nothing; None where there is no such commit."""
-    said = git("log", "-1", "--format=%H %ct", "--end-of-options", f"{revision}^{{commit}}", "--", at=root).split()
-    return Experiment("", said[0], said[0], int(said[1]) * 1000) if said else None
+    """Return a commit as an experiment without a name or a change; None if it does not exist."""
+    commit = _commit(revision, root)
+    if not commit:
+        return None
+    seconds = git("log", "-1", "--format=%ct", commit, "--", at=root)
+    return Experiment("", commit, commit, int(seconds) * 1000)
 
 
 def workspace(root: Path) -> Experiment | None:
-    """What is in the workspace as if it were an experiment; None where its dvc.lock is HEAD's.
+    """Return the workspace as an experiment, in a commit without a ref.
 
-    Of everything tracked: in a commit that no ref names, which is all that `git stash create` makes.
+    None if its dvc.lock is HEAD's.
     """
-    commit = git("-c", "user.name=workspace", "-c", "user.email=workspace", "stash", "create", at=root).strip()
-    last, made = head(root), head(root, commit) if commit else None
-    if not last or not made or text_at(commit, "dvc.lock", root) == text_at("HEAD", "dvc.lock", root):
+    baseline = _commit("HEAD", root)
+    if not baseline:
         return None
-    return replace(made, baseline=last.commit)
+    identity = ("-c", "user.name=workspace", "-c", "user.email=workspace")
+    changed = head(root, git(*identity, "stash", "create", at=root).strip() or "HEAD")
+    if not changed or text_at(changed.commit, "dvc.lock", root) == text_at(
+        "HEAD", "dvc.lock", root
+    ):
+        return None
+    return replace(changed, baseline=baseline)
 
 
 def text_at(commit: str, path: str, root: Path) -> str:
-    """The text of a file in a commit, "" where there is none."""
-    return git("show", f"{commit}:{path}", at=root)
+    """Return the text of a file in a commit; "" if the commit has no such file."""
+    listed = git("ls-tree", commit, "--", path, at=root)
+    return git("cat-file", "blob", f"{commit}:{path}", at=root) if listed else ""
 
 
 def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> None:
-    """Put the files of a commit into `folder`, and those that its dvc.lock names, out of DVC's cache or remote.
-
-    Raises InputError where one of these is in neither.
-    """
+    """Write the files of a commit into `folder`, and the files `cached` that its dvc.lock names."""
     unpack(commit, root, folder)
     for path in cached:
         fetch(commit, path, root, folder)
 
 
 def unpack(commit: str, root: Path, folder: Path) -> None:
-    """Put the files of a commit that are in git into `folder`."""
-    archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
+    """Write the files of a commit that are in git into `folder`."""
+    with tarfile.open(fileobj=io.BytesIO(git_bytes("archive", commit, at=root))) as archive:
+        archive.extractall(folder, filter="data")
 
 
 def fetch(commit: str, path: Path, root: Path, folder: Path) -> None:
-    """Put a file that the dvc.lock of a commit names into `folder`, out of DVC's cache or a remote.
+    """Write a file that the dvc.lock of a commit names into `folder`.
 
-    Raises InputError where it is in neither.
+    Raises UserError about `path` if it is in neither DVC's cache nor a remote.
     """
-    from dvc.api import DVCFileSystem  # noqa: PLC0415  (half a second that the stage has no use for)
+    from dvc.api import DVCFileSystem  # noqa: PLC0415  (imported only if needed: it takes 0.5 s)
 
     (folder / path.parent).mkdir(parents=True, exist_ok=True)
     try:
         files = DVCFileSystem(str(root), rev=commit)
         files.get_file(path.as_posix(), str(folder / path))
-    except Exception as error:  # DVC's, its remote's, or the network's
-        raise InputError(f"{path} is neither in DVC's cache nor in a remote; `dvc repro` makes it") from error
+    except Exception as error:  # of DVC, its remote, or the network
+        words = " ".join(str(error).split())
+        message = f"is in neither DVC's cache nor a remote ({words}); run `dvc repro`"
+        raise UserError(path, message) from error
 
 
 def clone(root: Path, commit: str, diff: bytes, folder: Path) -> None:
-    """A clone of the repository in `folder`, at `commit` with `diff` applied and nothing executed yet.
+    """Clone the repository into `folder` at `commit` with `diff` applied, without results.
 
-    DVC has a cache of its own there, an empty one: in one that is configured for the project, the person or the
-    machine it would find its run-cache, and restore what is to be executed.
-
-    Raises InputError where the commit is not there, or the diff does not fit it.
+    DVC gets an empty cache there: from a configured one it would restore what is to be executed.
     """
-    if not git("cat-file", "-t", f"{commit}^{{commit}}", at=root):
-        raise InputError(f"commit {commit[:10]} is not in this repository (`git fetch` brings what a colleague has)")
-    git("clone", "-q", "--no-checkout", str(root), str(folder))
-    git("checkout", "-q", "--detach", commit, at=folder)
-    patch = folder / ".git" / "recorded.diff"
-    patch.write_bytes(diff)
-    apply = ["git", "apply", "--whitespace=nowarn", str(patch)]  # a carriage return is no whitespace to be fixed
-    if diff and subprocess.run(apply, cwd=folder, capture_output=True, check=False).returncode:
-        raise InputError(f"git.diff of the run does not fit commit {commit[:10]}")
-    if not (folder / "dvc.yaml").exists():
-        raise InputError(f"commit {commit[:10]} cannot be checked out")
+    if not _commit(commit, root):
+        raise UserError(commit[:10], "not a commit of this repository; run `git fetch`")
+    git("clone", "--quiet", "--no-checkout", str(root.absolute()), str(folder.absolute()), at=root)
+    git("checkout", "--quiet", "--detach", commit, at=folder)
+    if diff:  # in which a carriage return is not white space to be fixed
+        git_bytes("apply", "--whitespace=nowarn", "-", at=folder, stdin=diff)
     (folder / "dvc.lock").unlink(missing_ok=True)
     shutil.rmtree(folder / "reports", ignore_errors=True)
-    # The level before which all others give way; `local` is how old versions named a cache, and goes before `dir`.
-    (folder / ".dvc" / "config.local").write_text("[cache]\n    dir = cache\n    local =\n", encoding="utf-8")
+    # config.local has precedence over all others; older versions of DVC read `local` before `dir`.
+    config = folder / ".dvc" / "config.local"
+    config.write_text("[cache]\n    dir = cache\n    local =\n", encoding="utf-8")
 
 
-def git(*arguments: str, at: Path = Path()) -> str:
-    """What git says, or nothing where it fails: outside a repository, without a commit."""
-    return _said(*arguments, at=at).decode(errors="replace")
-
-
-def _said(*arguments: str, at: Path) -> bytes:
-    done = subprocess.run(["git", *arguments], cwd=at, capture_output=True, check=False)
-    return done.stdout if done.returncode == 0 else b""
-
-
-def artifact(source: Source) -> bytes:
-    """The diff as a file: what is not in it is named first, where `git apply` looks past it."""
-    names = "".join(f"# not in git, and therefore not in this diff: {name}\n" for name in source.untracked)
-    return (names + source.diff).encode(errors="surrogateescape")
+def _commit(revision: str, root: Path) -> str:
+    question = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    return git(*question, at=root, optional=True).strip()

@@ -1,4 +1,4 @@
-"""A repository with the project in it, and what a person may type there: DVC, git and MLflow for real."""
+"""A git repository with the project in it, and what a user types there: DVC, git and MLflow."""
 
 import hashlib
 import json
@@ -19,37 +19,53 @@ from pipeline.data.catalog import DATASETS
 
 
 def hears_ctrl_c() -> None:
-    """In a new process: a shell has those that it starts in the background ignore SIGINT, also the tests' own."""
+    """In a new process: a shell makes those in its background ignore SIGINT, perhaps the tests'."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Repo:
-    """A git repository with the project in it, as a clone would be, and what a person may type there."""
+    """A git repository with the project in it, as in a clone, and what a user types there."""
 
     def __init__(self, root: Path, mirror: Path, env: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.mirror = mirror
         self.env = dict(env or {})
 
+    def copy(self, root: Path) -> "Repo":
+        """A copy in a new folder. MLflow's store has absolute paths in it and stays behind."""
+        shutil.copytree(self.root, root, symlinks=True, ignore=_tracking_store, dirs_exist_ok=True)
+        return Repo(root, self.mirror, self.env)
+
     def environment(self) -> dict[str, str]:
-        """What a person's shell would hand to a command, but for SHELL: as in a container, /bin/sh starts the stages.
+        """A user's shell variables without SHELL: as in a container, /bin/sh starts the stages.
 
-        Where that is dash it stays between DVC and what it starts, unless that takes its place.
+        dash stays between DVC and what it starts, unless that is started with `exec`.
         """
-        keep = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "SHELL"))}
-        git = {"GIT_CONFIG_GLOBAL": os.devnull}  # no signing, no hooks of whoever runs the tests
-        git |= {f"GIT_{who}_{what}": "x@y.z" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        dropped = ("DVC_", "MLFLOW_", "SHELL")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+        git = {
+            "GIT_CONFIG_GLOBAL": os.devnull
+        }  # no signing, and no hooks of whoever runs the tests
+        git |= {f"GIT_{who}_NAME": "x" for who in ("AUTHOR", "COMMITTER")}
+        git |= {f"GIT_{who}_EMAIL": "x@y.z" for who in ("AUTHOR", "COMMITTER")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**keep, **git, "PATH": path, "MNIST_MIRROR": str(self.mirror), **self.env}
+        return {**kept, **git, "PATH": path, "MNIST_MIRROR": str(self.mirror), **self.env}
 
-    def run(self, *command: str, ok: bool = True) -> str:
-        """Run a command in the repository; its output, or an assertion with it where it did not end as expected."""
+    def run(self, *command: str, ok: bool | None = True) -> str:
+        """Run a command in the repository and return its output; assert that it succeeded.
+
+        ok: False asserts that it failed, None accepts both.
+        """
         done = subprocess.run(
-            command, cwd=self.root, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=self.environment(),
+            command, cwd=self.root, env=self.environment(), text=True, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        assert (done.returncode == 0) is ok, done.stdout
+        assert ok is None or (done.returncode == 0) is ok, done.stdout
         return done.stdout
+
+    def pipeline(self, *arguments: str, ok: bool | None = True) -> str:
+        """Run `python -m pipeline`."""
+        return self.run("python", "-m", "pipeline", *arguments, ok=ok)
 
     def commit(self) -> None:
         self.run("git", "add", "-A")
@@ -57,10 +73,9 @@ class Repo:
 
     def experiment(self, name: str) -> str:
         """The commit of a DVC experiment."""
-        (line,) = [
-            line for line in self.run("git", "for-each-ref", "refs/exps").splitlines() if line.endswith(f"/{name}")
-        ]
-        return line.split()[0]
+        lines = self.run("git", "for-each-ref", "refs/exps").splitlines()
+        (commit,) = (line.split()[0] for line in lines if line.endswith(f"/{name}"))
+        return commit
 
     def set(self, **changes: object) -> None:
         set_params(self.root, changes)
@@ -69,7 +84,7 @@ class Repo:
         return json.loads((self.root / "reports" / "metrics.json").read_text())["test"]
 
     def store(self) -> MlflowClient:
-        """A client. MLflow keeps a database open by its address, also a deleted one: a new file has a new address."""
+        """A client. MLflow keeps a database open by its path, so a new file gets a new path."""
         if address := self.env.get("MLFLOW_TRACKING_URI"):
             return MlflowClient(tracking_uri=address)
         made = (self.root / "mlflow.db").stat()
@@ -79,7 +94,7 @@ class Repo:
         return MlflowClient(tracking_uri=f"sqlite:///{alias}/mlflow.db")
 
     def runs(self) -> dict[str, Run]:
-        """Every MLflow run of the repository by its name; names are asserted to differ."""
+        """Every MLflow run of the repository by its name; asserts that names differ."""
         client = self.store()
         found = client.search_runs([client.get_experiment_by_name("mnist-vae").experiment_id])
         by_name = {run.info.run_name: run for run in found}
@@ -87,15 +102,23 @@ class Repo:
         return by_name
 
 
-def plant(root: Path, small_mnist: Path, env: Mapping[str, str] | None = None, **changes: object) -> Repo:
-    """The project as it stands here, committed in a repository of its own, with the small subset's sums and params."""
+def _tracking_store(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith(("mlflow.db", "mlartifacts", "root-"))]
+
+
+def plant(
+    root: Path, small_mnist: Path, env: Mapping[str, str] | None = None, **changes: object
+) -> Repo:
+    """The project as it stands here, committed in a new repository, for the small dataset."""
     listed = subprocess.run(
-        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    results = ("dvc.lock", "reports/")  # of all of MNIST
-    for name in [name for name in listed.stdout.split("\0") if name and not name.startswith(results)]:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
+        ["git", "ls-files", "-coz", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in listed.stdout.split("\0"):
+        # dvc.lock and reports/ are results of all of MNIST.
+        if (ROOT / name).is_file() and not name.startswith(("dvc.lock", "reports/")):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
     use_files(root, small_mnist)
     repo = Repo(root, small_mnist, env)
     repo.set(**SMALL | changes)
@@ -114,5 +137,5 @@ def use_files(root: Path, folder: Path) -> None:
 
 
 def started(output: str) -> list[str]:
-    """The stages that DVC ran, by what it printed."""
+    """The stages that DVC executed, by its output."""
     return re.findall(r"^Running stage '(\w+)'", output, flags=re.MULTILINE)
