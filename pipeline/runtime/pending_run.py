@@ -1,7 +1,8 @@
-"""A training that is followed while it runs, by a process of its own that it never waits for.
+"""Pending runs: trainings that were executed here and do not have a complete MLflow run yet.
 
-The process (`pipeline.tracking.follower`) reads the files that the training writes, as anybody could, and tells MLflow. All that
-the training does is to leave a claim, start it, and close its stdin when it ends; a kill closes it as well.
+`train` starts a process that streams its metrics to MLflow (pipeline.tracking.follower) and never
+waits for it. The follower reads the files that the training writes. It ends when its stdin is
+closed, which a kill of the training does as well. Nothing here imports MLflow.
 """
 
 import json
@@ -11,95 +12,134 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import writing
+from pipeline.errors import UserError, writing
 from pipeline.runtime.files import home
+from pipeline.runtime.git import Source, here
 
 CODE = Path(__file__).parents[2]
-PATIENCE = 2.0  # seconds in which the mirror may finish what it is at
-
-
-def checkpoint_path(root: Path, fingerprint: str) -> Path:
-    """Where a training that is killed leaves what it goes on from; `log` removes it when all is done."""
-    return root / ".dvc" / "tmp" / "checkpoints" / f"{fingerprint[:16]}.checkpoint"
+PATIENCE = 2.0  # seconds that the follower has to finish after the training has ended
 
 
 @dataclass
-class Claim:
-    """An execution of `train` that is still owed its MLflow run, in a file of its own under the root.
+class PendingRun:
+    """States that an execution was computed here, not restored, and still needs its MLflow run.
 
-    It says that these outputs were computed here and not restored from a cache. Whoever comes next finds it, and by
-    `execution` the run that has been begun: the mirror, `log`, or the same training once more after a kill.
+    The MLflow run, once begun, has `execution` as a tag.
     """
 
-    name: str  # of the DVC experiment, "" in the workspace
+    experiment: str  # the name of the DVC experiment, "" for `dvc repro`
     fingerprint: str
     provenance: dict[str, Any]
-    execution: str = field(default_factory=lambda: uuid.uuid4().hex)
-    source: dict[str, Any] | None = None  # where the code stood in git when the training began
+    execution: str  # 32 hexadecimal digits
+    source: dict[str, Any] | None = None  # of git when the training began; None if git failed
+    model_sha256: str = ""  # "" until the model is written
 
-    @staticmethod
-    def path(root: Path, name: str, fingerprint: str) -> Path:
-        """Where the claim of this execution lies, if there is one."""
-        return root / ".dvc" / "tmp" / "runs" / f"{name or '@workspace'}-{fingerprint[:16]}.json"
+    @property
+    def path(self) -> Path:
+        """The file of this record."""
+        return _folder() / f"{self.execution}.json"
 
-    @classmethod
-    def load(cls, path: Path) -> "Claim | None":
-        """The claim in `path`; None where there is none, or none that can be read."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that is writing the MLflow run: the follower, or `log`."""
+        return self.path.with_suffix(".lock")
+
+    def save(self) -> None:
+        """Write the record; a reader never sees half of it."""
+        unfinished = self.path.with_suffix(".new")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps(asdict(self)), encoding="utf-8")
+            unfinished.replace(self.path)
+
+    def finish(self, model_sha256: str) -> None:
+        """Record that the training has written this model."""
+        self.model_sha256 = model_sha256
+        self.save()
+
+    def remove(self) -> None:
+        """Remove the record: the MLflow run is complete, or the training has failed."""
+        self.path.unlink(missing_ok=True)
+
+    def git_source(self) -> Source | None:
+        """Where the code stood in git when the training began."""
+        if self.source is None:
             return None
+        return Source(**self.source | {"untracked": tuple(self.source["untracked"])})
 
-    def save(self, path: Path) -> None:
-        """Write it so that a reader sees the old one or the new one, and never half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        unfinished.replace(path)
 
-    def take_over(self, path: Path) -> None:
-        """Remove the claims that others than `path` have left on the same execution, under another name."""
-        for other in path.parent.glob(f"*-{self.fingerprint[:16]}.json"):
-            if other != path and (left := Claim.load(other)) and left.execution == self.execution:
-                other.unlink(missing_ok=True)
+def load_pending(path: Path) -> PendingRun | None:
+    """The record in `path`; None if there is none or it is not readable."""
+    try:
+        return PendingRun(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def pending_runs() -> list[PendingRun]:
+    """All records, in the order of their file names."""
+    records = [load_pending(path) for path in sorted(_folder().glob("*.json"))]
+    return [record for record in records if record is not None]
+
+
+def find_pending(experiment: str, model_sha256: str) -> PendingRun | None:
+    """The record of the execution that wrote this model in this DVC experiment."""
+    wanted = (experiment, model_sha256)
+    matches = [each for each in pending_runs() if (each.experiment, each.model_sha256) == wanted]
+    return matches[0] if matches else None
 
 
 @contextmanager
-def mirrored(fingerprint: str, provenance: Mapping[str, Any], execution: str | None = None) -> Iterator[str]:
-    """Have the training in this block followed. Costs a process start, and PATIENCE at the end at the very most.
+def follow_training(
+    fingerprint: str, provenance: Mapping[str, Any], execution: str | None = None
+) -> Iterator[PendingRun]:
+    """Have the training inside this block followed; at the end it waits PATIENCE seconds at most.
 
-    Yields the id of the execution: the one that is handed in, or that a training which was killed has left.
+    Yields the record. The execution is the one given (from a checkpoint), that of an interrupted
+    training with the same fingerprint and experiment, or a new one.
     """
-    root, name = home(), os.environ.get("DVC_EXP_NAME", "")
-    path = Claim.path(root, name, fingerprint)
-    claim = Claim(name, fingerprint, dict(provenance))
-    if begun := Claim.load(path):  # a training that was killed: its run goes on
-        claim.execution = begun.execution
-    if execution:
-        claim.execution = execution
-        claim.take_over(path)
-    with writing(path):
-        claim.save(path)
-    mirror = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.tracking.follower", str(path)],
+    experiment = os.environ.get("DVC_EXP_NAME", "")
+    execution = execution or _interrupted(experiment, fingerprint) or uuid.uuid4().hex
+    record = PendingRun(experiment, fingerprint, dict(provenance), execution, _source())
+    record.save()
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.tracking.follower", str(record.path)],
         stdin=subprocess.PIPE,
-        process_group=0,  # Ctrl-C and a kill of the group are the training's; what follows from them it learns by stdin
-        # from whatever folder the training was started
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))},
+        process_group=0,  # Ctrl-C is for the training; the follower learns of its end through stdin
+        env=os.environ | {"PYTHONPATH": f"{CODE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
     )
     end = b"failed"
     try:
-        yield claim.execution
+        yield record
         end = b"finished"
     except (KeyboardInterrupt, SystemExit):
         end = b"killed"
         raise
     finally:
-        with suppress(OSError, subprocess.TimeoutExpired):  # it has ended before, or is still at it
-            mirror.communicate(end, timeout=PATIENCE)
-        mirror.kill()
-        mirror.wait()
+        with suppress(OSError, subprocess.TimeoutExpired):  # it has ended already, or is still busy
+            follower.communicate(end, timeout=PATIENCE)
+        follower.kill()
+        follower.wait()
+
+
+def _folder() -> Path:
+    return home() / ".dvc" / "tmp" / "runs"
+
+
+def _interrupted(experiment: str, fingerprint: str) -> str:
+    wanted = (experiment, fingerprint)
+    executions = [
+        each.execution for each in pending_runs() if (each.experiment, each.fingerprint) == wanted
+    ]
+    return executions[0] if executions else ""
+
+
+def _source() -> dict[str, Any] | None:
+    try:
+        return asdict(here())
+    except UserError:  # `log` asks git again, and reports its message
+        return None
