@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from pipeline.data.datasets import to_unit
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -21,6 +24,11 @@ class Batch(NamedTuple):
 
     x: Tensor  # [B, D], floats in [0, 1]
     y: Tensor | None = None  # [B], int64; None if the dataset has no labels
+
+
+def to_batch(images: Tensor, labels: Tensor, device: torch.device) -> Batch:
+    """Images uint8 [B, D] and labels [B] of a split, as a batch on `device`."""
+    return Batch(to_unit(images.to(device)), labels.to(device).long())
 
 
 class Posterior(NamedTuple):
@@ -55,7 +63,7 @@ class Network(Protocol):
         """Return the parameters of q(z|x)."""
 
     def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
-        """Map z [..., Z] to the parameters of p(x|z), [..., O]; O is chosen by the likelihood."""
+        """Map z [..., Z] and labels y [...] to the parameters of p(x|z), [..., O]; O is chosen by the likelihood."""
 
 
 class MLP(nn.Module):

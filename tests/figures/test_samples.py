@@ -2,49 +2,63 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.runtime.device import one_thread
-from pipeline.model.vae import VAE
-from pipeline.runtime.randomness import generator
 from pipeline.figures.samples import generate, reconstruct
+from pipeline.model.network import Architecture, to_batch
+from pipeline.model.vae import VAE, new_vae
+from pipeline.runtime.device import one_thread
+
+LABELS = torch.arange(128) % 10
 
 
-@pytest.fixture
-def model():
-    model = VAE(x_dim=784, h_dim=16, z_dim=3, h_layers=1, activation="relu")
-    model.reset_parameters(generator(0, "init"))
-    return model
+def made(h_dim: int = 16, z_dim: int = 3) -> VAE:
+    return new_vae(Architecture("mlp", "bernoulli", (28, 28), z_dim, h_dim, 1, "relu"), seed=0)
 
 
-def test_samples_are_images_from_the_same_noise_each_time(model):
-    images = generate(model, 10)
+def test_samples_use_the_same_noise_each_time_and_only_the_decoder():
+    model = made()
+    images = generate(model, LABELS[:10])
     assert images.shape == (10, 784) and images.min() >= 0 and images.max() <= 1
     torch.manual_seed(5)
-    assert torch.equal(generate(model, 10), images)
-
-
-def test_samples_use_the_decoder_alone(model):
-    images = generate(model, 10)
-    for parameter in model.encoder.parameters():
+    for parameter in model.network.encoder.parameters():
         nn.init.constant_(parameter, torch.nan)
-    assert torch.equal(generate(model, 10), images)
+    assert torch.equal(generate(model, LABELS[:10]), images)
 
 
-def test_reconstructions_sample_z_with_the_same_noise_each_time(model, small_images):
-    images = small_images[:5]
-    first = reconstruct(model, images)
-    assert first.shape == (5, 784) and torch.equal(reconstruct(model, images), first)
-    mu, _ = model.encode(images.float() / 255)
-    assert not torch.allclose(torch.sigmoid(model.decode(mu)), first, atol=1e-4)
+def test_reconstructions_sample_z_with_the_same_noise_each_time(small_test):
+    model, images, labels = made(), small_test.images[:5], small_test.labels[:5]
+    first = reconstruct(model, images, labels)
+    assert first.shape == (5, 784) and torch.equal(reconstruct(model, images, labels), first)
+    mu, _ = model.encode(to_batch(images, labels, model.device))
+    assert not torch.allclose(model.mean(mu), first, atol=1e-4)
 
 
-def test_the_bits_are_the_same_with_any_number_of_threads(small_images):
-    """Of sizes whose products come out otherwise, shared by three threads or more."""
-    model = VAE(x_dim=784, h_dim=400, z_dim=20, h_layers=1, activation="relu")
-    model.reset_parameters(generator(0, "init"))
+def test_labels_reach_the_decoder(small_test):
+    """A network that adds the label to each pixel's logit."""
+    model = made()
+
+    class Conditional(nn.Module):
+        encode = model.network.encode
+
+        def decode(self, z, y):
+            return y.unsqueeze(-1).expand(*z.shape[:-1], 784) / 10
+
+    model.network = Conditional()
+    expected = torch.sigmoid(LABELS / 10).unsqueeze(1).expand(-1, 784)
+    assert torch.equal(generate(model, LABELS), expected)
+    labels = small_test.labels[:5]
+    torch.testing.assert_close(
+        reconstruct(model, small_test.images[:5], labels),
+        torch.sigmoid(labels / 10).unsqueeze(1).expand(-1, 784),
+    )
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4, 8])
+def test_the_bits_do_not_depend_on_the_number_of_threads(small_test, threads):
+    """With sizes whose products have other bits if three or more threads share them."""
+    model, images, labels = made(400, 20), small_test.images[:64], small_test.labels[:64]
     with one_thread():
-        samples, reconstructions = generate(model, 128), reconstruct(model, small_images[:64])
-        for number in (2, 3, 4, 8):
-            torch.set_num_threads(number)
-            assert torch.equal(generate(model, 128), samples)
-            assert torch.equal(reconstruct(model, small_images[:64]), reconstructions)
-            assert torch.get_num_threads() == number
+        samples, reconstructions = generate(model, LABELS), reconstruct(model, images, labels)
+        torch.set_num_threads(threads)
+        assert torch.equal(generate(model, LABELS), samples)
+        assert torch.equal(reconstruct(model, images, labels), reconstructions)
+        assert torch.get_num_threads() == threads
