@@ -1,4 +1,4 @@
-"""User errors (one line on stderr, exit status 2), and how every stage and command process starts and ends."""
+"""User errors (one line on stderr, exit status 2), and how every process starts and ends."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class UserError(Exception):
     """Something the user can fix.
 
-    subject: the key, file or run that the message is about. Tests assert it instead of the sentence.
+    subject: the key, file or run that the message is about. Tests assert it, not the sentence.
     """
 
     def __init__(self, subject: object, message: str) -> None:
@@ -24,9 +24,10 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run `main` as a process: UserError exits with 2 and one line, Ctrl-C with 130, SIGTERM with 143.
+    """Run `main` as a process. Exit status: 2 for a UserError, 130 for Ctrl-C, 143 for SIGTERM.
 
-    A stage is killed together with the DVC process that started it: as an orphan it would write next to the next run.
+    A stage is killed together with the DVC process that started it: an orphan would write into the
+    files of the next run.
     """
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
         _die_with_parent()

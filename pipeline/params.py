@@ -49,7 +49,7 @@ def load_params(path: Path = PARAMS) -> Params:
     except ValidationError as error:
         # A misspelled key is both unknown and missing; the unknown key is the one to report.
         first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-        key = first["loc"][0]
+        key = str(first["loc"][0])
         value = "" if first["type"] == "missing" else f" (got {_short(content[key])})"
         raise UserError(f"{path.name}: {key}", f"{first['msg']}{value}") from error
 
@@ -80,25 +80,25 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2, as DVC reads them, and an error for a key that is given twice.
+    """SafeLoader with the scalars of YAML 1.2, as DVC reads them. A key given twice is an error.
 
-    YAML 1.1 reads `1e-05`, which is how DVC writes `-S learning_rate=1e-5`, as a string, and `010` as 8.
+    YAML 1.1 reads `1e-05`, as DVC writes `-S learning_rate=1e-5`, as a string, and `010` as 8.
     """
 
-    # A copy without YAML 1.1's own rules; the rules of YAML 1.2 are added below.
-    yaml_implicit_resolvers = {
+    # Without the rules of YAML 1.1; those of YAML 1.2 are added below.
+    yaml_implicit_resolvers = {  # noqa: RUF012 (declared so by PyYAML)
         character: [(tag, pattern) for tag, pattern in rules if tag.endswith((":null", ":merge"))]
         for character, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        seen: list[object] = []  # a list: a key may be unhashable
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{key.value} is given twice", problem_mark=key.start_mark
                 )
-            seen.add(key.value)
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int:

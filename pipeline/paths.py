@@ -1,4 +1,4 @@
-"""Every file that stages exchange, once. Relative to the working directory that DVC gives a stage."""
+"""Every file that stages exchange. Relative to the working directory that DVC gives a stage."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """The dataset as all stages after `download` read it: one file of uint8 images and labels.
 
-60,000 images of 784 bytes are 47 MB; they stay on the training device as bytes and become floats one batch at a time.
+60,000 images of 784 bytes are 47 MB; they stay on the training device as bytes and become floats
+one batch at a time.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Split:
 
 
 def save_dataset(path: Path, name: str, splits: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Write splits of images uint8 [N, height, width] and labels [N]. Equal images give equal bytes."""
+    """Write splits of images uint8 [N, height, width] and labels [N]; equal data, equal bytes."""
     tensors = {}
     for split, (images, labels) in splits.items():
         tensors[f"{split}_images"] = images
@@ -49,7 +50,7 @@ def dataset_name(path: Path) -> str:
 
 
 def hold_out(images: Tensor, val_size: int) -> tuple[Tensor, Tensor]:
-    """(training images, the last `val_size` images for validation): the same split for every seed."""
+    """(training images, the last `val_size` images for validation), equal for every seed."""
     n = len(images) - val_size
     return images[:n], images[n:]
 

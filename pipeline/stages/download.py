@@ -1,6 +1,6 @@
-"""Stage `download`: fetch and verify the files of the dataset, and write its images and labels as one file.
+"""Stage `download`: fetch and verify the files of the dataset, and write it as one file.
 
-The original files stay in data/raw under the repository's root, a cache that all experiments share.
+The original files stay in data/raw under the repository's root, a cache for all experiments.
 """
 
 from torch import Tensor
@@ -27,7 +27,7 @@ def download(dataset: Dataset) -> dict[str, tuple[Tensor, Tensor]]:
     """Images uint8 [N, height, width] and labels [N] by split, as torchvision reads them."""
     root = home() / "data" / "raw"
     fetch(dataset, root / dataset.torchvision_class / "raw")
-    from torchvision import datasets  # noqa: PLC0415 (1.2 s; a wrong params.yaml is reported before)
+    from torchvision import datasets  # noqa: PLC0415 (1.2 s)
 
     reader = getattr(datasets, dataset.torchvision_class)
     splits = {split: reader(root, train=split == "train") for split in ("train", "test")}
