@@ -4,9 +4,10 @@
 one batch at a time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -20,6 +21,10 @@ class Split:
     images: Tensor  # [N, D], uint8
     labels: Tensor  # [N], uint8
     image_shape: tuple[int, int]  # height, width
+
+    def to(self, device: torch.device) -> "Split":
+        """The same split on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 def save_dataset(path: Path, name: str, splits: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -49,10 +54,11 @@ def dataset_name(path: Path) -> str:
     return str(read_header(path)["dataset"])
 
 
-def hold_out(images: Tensor, val_size: int) -> tuple[Tensor, Tensor]:
-    """(training images, the last `val_size` images for validation), equal for every seed."""
-    n = len(images) - val_size
-    return images[:n], images[n:]
+def hold_out(split: Split, val_size: int) -> tuple[Split, Split]:
+    """(for training, the last `val_size` images for validation): the same for every seed."""
+    n = len(split.images) - val_size
+    train = replace(split, images=split.images[:n], labels=split.labels[:n])
+    return train, replace(split, images=split.images[n:], labels=split.labels[n:])
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -1,71 +1,58 @@
-"""Which device a run uses, and how it is made to give the same bits twice."""
+"""The device of a run, made to give the same bits each time, and its number of CPU threads."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import InputError
-
-Choose = Callable[[Mapping[str, torch.device]], torch.device]
-
-
-def first(gpus: Mapping[str, torch.device]) -> torch.device:
-    """The one that CUDA names first."""
-    return next(iter(gpus.values()))
+from pipeline.errors import UserError
+from pipeline.runtime.cores import reserve_gpu
 
 
-def prepare_device(name: str, said_in: str, choose: Choose = first) -> torch.device:
+def prepare_device(name: str) -> torch.device:
     """The device called `name`: cpu, mps, cuda, cuda:N, or auto (cuda, else mps, else cpu).
 
-    On CUDA only deterministic kernels are allowed from here on, and `choose` says which of the GPUs, by their UUIDs, if
-    several would give the same bits.
-    Raises InputError, which begins with `said_in` (the file the name comes from), where there is no such device.
+    On CUDA it waits for a GPU that no other experiment uses, and allows only deterministic
+    operations from here on. Raises UserError if the machine has no such device.
     """
     device = torch.device(_best() if name == "auto" else name)
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise InputError(
-                f"{said_in}: device: {name} is not on this machine, which has {count or 'no'} CUDA device"
-                f"{'' if count == 1 else 's'} (`device: auto` takes the best there is)"
-            )
-        # cuBLAS reads this when it starts; with another workspace its sums may change their order.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
-        gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
-        same = alike([gpu.name for gpu in gpus], device.index)
-        device = choose({str(gpus[index].uuid): torch.device("cuda", index) for index in same})
-        torch.cuda.set_device(device)
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError(f"{said_in}: device: mps is not on this machine (`device: auto` takes the best there is)")
+        return _prepare_gpu(name, device.index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise _missing(name)
     return device
 
 
-def alike(models: Sequence[str], named: int | None) -> list[int]:
-    """Which GPUs of a machine a run may take: the one that is named, else all of the first one's model."""
-    return [index for index, model in enumerate(models) if (model == models[0] if named is None else index == named)]
-
-
 def device_name(device: torch.device) -> str:
-    """The device in the words that tell which bits to expect from it: two GPU models may round differently."""
+    """The device, as precisely as its bits depend on it: two GPU models may round differently."""
     if device.type == "cuda":
         return f"cuda {torch.version.cuda} ({torch.cuda.get_device_name(device)})"
     return device.type
 
 
 def set_threads(count: int) -> None:
-    """Give PyTorch's work on the CPU so many threads, and that of the libraries under NumPy and scikit-learn."""
-    torch.set_num_threads(count)
-    threadpool_limits(count)
+    """Limit the CPU threads of PyTorch, and of the libraries below NumPy and scikit-learn."""
+    if count != torch.get_num_threads():
+        torch.set_num_threads(count)
+        threadpool_limits(count)
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 faster than float32; of a CPU it is known on Linux alone."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run PyTorch's CPU operations on one thread: the same bits on any number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are faster than float32. On a CPU only Linux reports it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     with suppress(OSError):
@@ -74,15 +61,37 @@ def has_bfloat16(device: torch.device) -> bool:
     return True
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Give PyTorch's work on the CPU one thread, and so the same bits on machines with more cores or fewer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def interchangeable(models: list[str], index: int | None) -> list[int]:
+    """The GPUs that a run may use, by index: the one given, else all of the first one's model."""
+    if index is not None:
+        return [index]
+    return [i for i, model in enumerate(models) if model == models[0]]
+
+
+def _prepare_gpu(name: str, index: int | None) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (index or 0) >= count:
+        raise _missing(name)
+    # cuBLAS reads it when it starts; another workspace may change the order of its sums.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # an environment variable may switch TF32 on
+    # The same flag as use_deterministic_algorithms(True), which imports the compiler for more than
+    # a second.
+    torch.set_deterministic_debug_mode("error")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    gpus = [torch.cuda.get_device_properties(i) for i in range(count)]
+    allowed = interchangeable([gpu.name for gpu in gpus], index)
+    reserved = allowed[reserve_gpu([str(gpus[i].uuid) for i in allowed])]
+    device = torch.device("cuda", reserved)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _missing(name: str) -> UserError:
+    return UserError(
+        "params.yaml: device",
+        f"this machine has no device {name}; use `device: auto` for the best it has",
+    )
 
 
 def _best() -> str:

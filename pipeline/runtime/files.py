@@ -2,43 +2,51 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
-
-from pipeline.errors import writing
 
 
 def home() -> Path:
-    """Root of the user's repository. A queued experiment runs in a temporary directory that is deleted afterwards."""
+    """The root of the user's repository.
+
+    A queued experiment runs in a temporary directory that is deleted afterwards.
+    """
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
+def checkpoint_path(fingerprint: str) -> Path:
+    """Where an interrupted training with this fingerprint left its checkpoint, if there is one."""
+    return home() / ".dvc" / "tmp" / "checkpoints" / f"{fingerprint[:16]}.checkpoint"
+
+
 def sha256_file(path: Path) -> str:
-    """SHA-256 of the file's content, in hexadecimal."""
+    """The sha256 of the file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write the file so that after a kill or a power failure it is complete or as it was before.
+    """Replace the file. After a kill or a crash it has the old content or the new content.
 
-    Raises UserError if it cannot be written.
+    One process at a time may write to `path`. Raises OSError, and then `path` is as it was.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        sync(path.parent)
+        raise
+    _sync_folder(path.parent)
 
 
-def sync(folder: Path) -> None:
-    """Flush the directory entries of `folder` to disk: fsync of a renamed file does not cover the rename itself."""
+def _sync_folder(folder: Path) -> None:
+    # fsync of a renamed file does not cover the rename itself.
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

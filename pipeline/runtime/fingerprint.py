@@ -1,54 +1,70 @@
-"""One configuration, one fingerprint: a hash over everything that decides the bytes a stage writes.
+"""One configuration, one fingerprint: a hash of everything that decides what `train` writes.
 
-dvc.yaml names a stage's parameters, data and code, and a test holds those lists to what the module reads and
-imports; the device and the versions of the libraries that compute and write complete them.
+dvc.yaml lists the parameters, data and code of the stage, and a test compares those lists with what
+is read and imported. The device and the versions of the libraries that compute and write complete
+them.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from pipeline.params import NOT_IN_RESULTS, read_yaml
+from pipeline.paths import DATASET, DVC_YAML
+from pipeline.runtime.files import sha256_file
+from pipeline.runtime.tensor_file import read_header
 
-CODE = Path(__file__).parents[2]  # where dvc.yaml and the package lie; data is read from the working directory
+# The code's folder, which has dvc.yaml and the package. Data is read from the working directory.
+CODE = Path(__file__).parents[2]
 LIBRARIES = ("numpy", "pillow", "safetensors", "torch")
 
 
-def ingredients(stage: str, params: Mapping[str, object], device: str) -> dict[str, Any]:
-    """What decides the outputs of `stage`: its params, device, data, code and libraries.
+def provenance(params: Mapping[str, object], device: str) -> dict[str, Any]:
+    """What decides the trained weights, apart from the code.
 
-    `params` may hold more keys than the stage declares. `device` is the device that is used, in words; it stands in
-    the place of the parameter of that name, which may be `auto`.
+    params: at least the parameters that `train` declares in dvc.yaml.
+    device: the device that is used, by `device_name`.
     """
-    declared = YAML(typ="safe").load((CODE / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
-    code = [dep for dep in declared["deps"] if dep.startswith("pipeline/")]
-    data = [dep for dep in declared["deps"] if dep not in code]
+    declared = [key for key in _stage("train", CODE)["params"] if key not in NOT_IN_RESULTS]
     return {
-        "stage": stage,
-        "params": {key: params[key] for key in declared["params"] if key != "device"},
+        "params": {key: params[key] for key in declared},
         "device": device,
-        "data": {dep: _sha256(_files(Path(dep))) for dep in data},
-        "code": {dep: _sha256([CODE / dep]) for dep in code},
+        "data": {"dataset": read_header(DATASET)["dataset"], "sha256": sha256_file(DATASET)},
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
 
-def fingerprint(of: Mapping[str, Any]) -> str:
-    """The sha256 of what `ingredients` gives, in canonical JSON: keys sorted, floats as Python writes them."""
-    text = json.dumps(of, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def fingerprint(provenance: Mapping[str, Any], params: Mapping[str, object]) -> str:
+    """The sha256 of the provenance, all parameters that `train` declares, and its code."""
+    inputs = {
+        "provenance": provenance,
+        "params": {key: params[key] for key in _stage("train", CODE)["params"]},
+        "code": code_sha256("train"),
+    }
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+def code_sha256(stage: str, root: Path = CODE) -> dict[str, str]:
+    """The sha256 of each code dependency that `stage` declares in the dvc.yaml under `root`.
+
+    A directory is hashed over the names and contents of its Python files.
+    """
+    dependencies = [dep for dep in _stage(stage, root)["deps"] if dep.startswith("pipeline/")]
+    return {dependency: _sha256(root / dependency) for dependency in dependencies}
 
 
-def _sha256(files: Iterable[Path]) -> str:
-    """Of one file its sha256; of several a hash over their names and sums."""
-    sums = {file.as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    if len(sums) == 1:
-        return next(iter(sums.values()))
-    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()).hexdigest()
+def _stage(name: str, root: Path) -> dict[str, Any]:
+    stage: dict[str, Any] = read_yaml(root / DVC_YAML)["stages"][name]
+    return stage
+
+
+def _sha256(path: Path) -> str:
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(path.rglob("*.py"))
+    lines = [f"{sha256_file(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

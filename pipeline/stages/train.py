@@ -1,175 +1,202 @@
-"""Stage `train`: data/raw → a trained VAE, its history, and sample grids from along the way.
+"""Stage `train`: the dataset -> a trained VAE, its history, and sample grids from along the way.
 
-Notable: killed at any moment and started again it ends in the same bytes as if nothing had happened (checkpoint.py).
+Interrupted at any moment and run again, it ends in the same bytes as if it had not been
+interrupted.
 """
 
-from pipeline.errors import InputError, run, writing
-from pipeline.params import Params, load_params
-from pipeline.runtime.files import home
-from pipeline.runtime.cores import first_free, join, share_of_cores
-
-if __name__ == "__main__":
-    run(load_params)  # what is wrong in params.yaml is said before the seconds that torch takes to import
-    join(home())  # and who computes already has made room by then
-
-import csv
 import hashlib
 import math
-import os
-from functools import partial
-from pathlib import Path
+import sys
+from collections.abc import Iterator
 
 import torch
 from tqdm import tqdm
 
-from pipeline.training.checkpoint import Checkpoint, State, put_back, tell
-from pipeline.runtime.fingerprint import fingerprint, ingredients
-from pipeline.runtime.pending_run import mirrored
-from pipeline.training.adam import Adam
-from pipeline.runtime.device import device_name, has_bfloat16, prepare_device, set_threads
+from pipeline.data.datasets import Split, hold_out, load_split, to_unit
+from pipeline.errors import UserError, run, writing
 from pipeline.figures.grids import save_grid, save_pairs
-from pipeline.training.fit import DivergenceError, Record, fit, new_optimizer, restore_training, training_state
-from pipeline.training.accelerated.gradient import most_threads
-from pipeline.data.mnist import PIXELS, hold_out, load_images, to_unit
-from pipeline.model.vae import VAE, save_model
-from pipeline.runtime.randomness import generator
 from pipeline.figures.samples import generate, reconstruct
+from pipeline.model.network import Architecture
+from pipeline.model.objective import ElboTerms
+from pipeline.model.vae import VAE, new_vae, save_vae
+from pipeline.params import Params, load_params
+from pipeline.paths import DATASET, HISTORY, MODEL, SAMPLES
+from pipeline.runtime.cores import share_of_cores
+from pipeline.runtime.device import device_name, has_fast_bfloat16, prepare_device, set_threads
+from pipeline.runtime.files import sha256_file
+from pipeline.runtime.fingerprint import fingerprint, provenance
+from pipeline.runtime.pending_run import follow_training
+from pipeline.training.checkpoint import Checkpoint, CheckpointFile, restore_files
+from pipeline.training.fit import COLUMNS, DivergenceError, Record, fit, max_threads
+from pipeline.training.optimizer import Optimizer
 
-RAW = Path("data/raw")
-MODEL = Path("data/model/vae.safetensors")
-HISTORY = Path("reports/history.csv")
-SAMPLES = Path("reports/samples")
-COLUMNS = ["epoch", *(f"{split}/{name}" for split in ("train", "val") for name in ("recon", "kl", "neg_elbo"))]
+NUM_PAIRS = 32
+NUM_SAMPLES = 64
 
 
 def main() -> None:
     """Read the declared inputs, train, write the declared outputs."""
     params = load_params()
-    device = prepare_device(params.device, "params.yaml", partial(first_free, home(), "train"))
-    images = load_images(RAW, "train")
-    if params.val_size >= len(images):
-        raise InputError(f"params.yaml: val_size: must be less than the {len(images)} images (got {params.val_size})")
-    train, val = hold_out(images.to(device), params.val_size)
-    # From the end of the file: the same images in every run, and held out if val_size is no less.
-    shown = images[-32:]
+    device = prepare_device(params.device)
+    split = load_split(DATASET, "train").to(device)
+    train, val = split_images(split, params.val_size)
+    # The last images of the dataset: the same in every run, and held out if val_size allows it.
+    _, shown = hold_out(split, min(NUM_PAIRS, len(split.images)))
+    model = build_model(params, split).to(device)
+    optimizer = Optimizer(model, params.learning_rate, params.precision)
+    origin = provenance(params.model_dump(), device_name(device))
+    key = fingerprint(origin, params.model_dump())
+    origin["splits"] = {"training": describe(train)}
+    if params.val_size:
+        origin["splits"]["validation"] = describe(val)
 
-    provenance = ingredients("train", params.model_dump(), device_name(device))
-    identity = fingerprint(provenance)
-    print(f"train: {len(train)} images, {len(val)} held out, on {device}, in {params.precision}")
-    if params.precision == "bfloat16" and not has_bfloat16(device):
-        tell("this device has no instructions for bfloat16: float32 is faster on it")
-    model = new_model(params).to(device)
-    optimizer = new_optimizer(model, params.learning_rate, params.precision)
-    threads = min(torch.get_num_threads(), most_threads(model))
-    set_threads(share_of_cores(home(), threads))
-    with Checkpoint(home(), identity) as checkpoint:
-        begun = resume(checkpoint, model, optimizer, params.num_epochs)
-        if begun is None:
-            begin(model, shown)
-        done = begun.epoch if begun else 0
-        records = fit(
-            model, optimizer, train, val,
-            num_epochs=params.num_epochs, batch_size=params.batch_size, seed=params.seed, done=done,
-        )  # fmt: skip
-        # The history grows by a line an epoch, after that epoch's pictures: the mirror takes what it finds there.
-        with mirrored(identity, provenance, begun.execution if begun else None) as execution:
-            with tqdm(records, total=params.num_epochs, initial=done, unit="epoch", disable=None) as progress:
-                try:
-                    for record in progress:
-                        set_threads(share_of_cores(home(), threads))  # who computes beside it comes and goes
-                        progress.set_postfix_str(losses(record))
-                        epoch = int(record["epoch"])
-                        if epoch % params.sample_every == 0 or epoch == params.num_epochs:
-                            save_samples(model, shown, epoch)
-                            progress.write(f"train: epoch {epoch}/{params.num_epochs}: {losses(record)}")
-                        append(record)
-                        if checkpoint.due() or epoch == params.num_epochs:
-                            checkpoint.save(State(epoch, execution, training_state(model, optimizer), files()))
-                except DivergenceError as error:
-                    checkpoint.remove()  # from there it would diverge again
-                    raise diverged(error, params) from error
-            splits = {"training": described(train)} | ({"validation": described(val)} if len(val) else {})
-            with writing(MODEL):
-                MODEL.parent.mkdir(parents=True, exist_ok=True)
-                save_model(model, MODEL, {"fingerprint": identity, "splits": splits, **provenance})
-        if "DVC_STAGE" not in os.environ:
-            checkpoint.remove()  # where DVC has yet to record the outputs, and may be killed before, `log` does so
+    print(f"train: {len(train.images)} images, {params.val_size} held out, on {device}")
+    if params.precision == "bfloat16" and not has_fast_bfloat16(device):
+        report("this device has no bfloat16 instructions; float32 is faster on it")
+    with CheckpointFile(key, report) as file:
+        checkpoint = file.load() or Checkpoint(0, "", {}, {})
+        prepare_outputs(checkpoint, optimizer, shown)
+        with follow_training(key, origin, checkpoint.execution or None) as pending_run:
+            epochs = train_epochs(
+                params, optimizer, train=train, val=val, shown=shown, done=checkpoint.epoch
+            )
+            try:
+                for epoch in epochs:
+                    if file.is_due():
+                        state = (optimizer.state(), written_files())
+                        file.save(Checkpoint(epoch, pending_run.execution, *state))
+            except DivergenceError as error:
+                file.remove()  # the training would diverge again from there
+                raise diverged(error, params) from error
+            save_vae(model, MODEL, origin)
+            pending_run.finish(sha256_file(MODEL))
+        file.remove()
     print(f"train: wrote {MODEL}, {HISTORY} and {SAMPLES}/")
 
 
-def resume(checkpoint: Checkpoint, model: VAE, optimizer: Adam, num_epochs: int) -> State | None:
-    """Put model, optimizer and files where a training that was killed left them; None where there was none."""
-    state = checkpoint.load(num_epochs)
-    if state is None:
-        return None
-    with writing(HISTORY):
-        put_back(state.files)
-    restore_training(model, optimizer, state.tensors)
-    tell(f"goes on after epoch {state.epoch} of {num_epochs}, where it was interrupted")
-    return state
+def split_images(split: Split, val_size: int) -> tuple[Split, Split]:
+    """(for training, for validation). Raises UserError if nothing would be left to train on."""
+    count = len(split.images)
+    if val_size >= count:
+        raise UserError(
+            "params.yaml: val_size", f"must be less than the {count} images (got {val_size})"
+        )
+    return hold_out(split, val_size)
 
 
-def begin(model: VAE, shown: torch.Tensor) -> None:
-    """Write what there is before the first epoch."""
-    with writing(HISTORY):
-        HISTORY.parent.mkdir(parents=True, exist_ok=True)
-        HISTORY.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-        for picture in SAMPLES.glob("*.png"):  # of a training before: DVC has removed them, a person may not have
-            picture.unlink()
-    save_samples(model, shown, epoch=0)  # untrained: where the MLflow UI's slider begins
-
-
-def append(record: Record) -> None:
-    """Add a line to the history: floats as Python writes them, so that they read back equal."""
-    with writing(HISTORY), HISTORY.open("a", newline="", encoding="utf-8") as history:
-        csv.DictWriter(history, fieldnames=COLUMNS, lineterminator="\n").writerow(record)
-
-
-def files() -> dict[str, bytes]:
-    """What has been written so far, by its path."""
-    return {path.as_posix(): path.read_bytes() for path in (HISTORY, *sorted(SAMPLES.glob("*.png")))}
-
-
-def diverged(error: DivergenceError, params: Params) -> InputError:
-    """What to look at where the loss has become NaN or infinite."""
-    steps = f"step {error.step}" if error.step else "the validation after it"
-    return InputError(
-        f"train: the loss is not finite in epoch {error.epoch}, {steps}: look at learning_rate in params.yaml "
-        f"(it is {params.learning_rate}: lower it), then at batch_size ({params.batch_size}) and h_layers "
-        f"({params.h_layers})"
-    )
-
-
-def new_model(params: Params) -> VAE:
-    """The VAE that the parameters describe, initialized."""
-    model = VAE(
-        x_dim=PIXELS,
-        h_dim=params.h_dim,
+def build_model(params: Params, split: Split) -> VAE:
+    """The untrained model that the parameters describe."""
+    architecture = Architecture(
+        network=params.network,
+        likelihood=params.likelihood,
+        image_shape=split.image_shape,
         z_dim=params.z_dim,
+        h_dim=params.h_dim,
         h_layers=params.h_layers,
         activation=params.activation,
     )
-    model.reset_parameters(generator(params.seed, "init"))
-    return model
+    return new_vae(architecture, params.seed)
 
 
-def described(images: torch.Tensor) -> dict[str, str | int]:
-    """A split of the data set: how many images, and the sha256 of their pixels."""
-    return {"num_images": len(images), "sha256": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()}
-
-
-def save_samples(model: VAE, shown: torch.Tensor, epoch: int) -> None:
-    """Write what the model shows after `epoch`: prior samples, and `shown` beside its reconstructions."""
-    with writing(SAMPLES):
+def prepare_outputs(checkpoint: Checkpoint, optimizer: Optimizer, shown: Split) -> None:
+    """Restore weights, moments and files from the checkpoint, or write those of an untrained model."""
+    with writing(SAMPLES.parent):
         SAMPLES.mkdir(parents=True, exist_ok=True)
-        save_grid(generate(model, 64), SAMPLES / f"generated-epoch-{epoch:04d}.png")
-        save_pairs(to_unit(shown), reconstruct(model, shown), SAMPLES / f"reconstructed-epoch-{epoch:04d}.png")
+        for picture in SAMPLES.glob("*.png"):  # DVC deletes them; without DVC they may be left
+            picture.unlink()
+        if checkpoint.epoch == 0:
+            HISTORY.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+            save_samples(optimizer.model, shown, epoch=0)
+            return
+        restore_files(checkpoint)
+    optimizer.restore(checkpoint.tensors)
+    report(f"resuming after epoch {checkpoint.epoch}")
+
+
+def train_epochs(
+    params: Params, optimizer: Optimizer, *, train: Split, val: Split, shown: Split, done: int
+) -> Iterator[int]:
+    """Run the epochs after `done`. Yields the number of each when its files are written."""
+    records = fit(
+        optimizer,
+        train,
+        val,
+        num_epochs=params.num_epochs,
+        batch_size=params.batch_size,
+        seed=params.seed,
+        epochs_done=done,
+        report=report,
+    )
+    threads = min(torch.get_num_threads(), max_threads(optimizer.model))
+    set_threads(share_of_cores(threads))
+    total = params.num_epochs
+    with tqdm(records, total=total, initial=done, unit="epoch", disable=None) as progress:
+        for record in progress:
+            set_threads(share_of_cores(threads))  # other experiments start and end
+            epoch = int(record["epoch"])
+            progress.set_postfix_str(losses(record))
+            # The pictures first: whoever reads a line of the history finds the pictures of its
+            # epoch.
+            if epoch % params.sample_every == 0 or epoch == total:
+                save_samples(optimizer.model, shown, epoch)
+                progress.write(f"train: epoch {epoch}/{total}: {losses(record)}")
+            append(record)
+            yield epoch
+
+
+def save_samples(model: VAE, shown: Split, epoch: int) -> None:
+    """Write what the model generates and reconstructs after `epoch`."""
+    labels = torch.arange(NUM_SAMPLES) % 10
+    reconstructions = reconstruct(model, shown.images, shown.labels)
+    originals = to_unit(shown.images).cpu()
+    shape = shown.image_shape
+    with writing(SAMPLES):
+        save_grid(generate(model, labels), shape, SAMPLES / f"generated-epoch-{epoch:04d}.png")
+        save_pairs(
+            originals, reconstructions, shape, SAMPLES / f"reconstructed-epoch-{epoch:04d}.png"
+        )
+
+
+def append(record: Record) -> None:
+    """Add a line to the history. Floats are written as Python does, so they read back equal."""
+    line = ",".join(repr(record[column]) for column in COLUMNS)
+    with writing(HISTORY), HISTORY.open("a", encoding="utf-8") as history:
+        history.write(line + "\n")
+
+
+def written_files() -> dict[str, bytes]:
+    """The files of the training so far, by path."""
+    return {path.as_posix(): path.read_bytes() for path in (HISTORY, *SAMPLES.glob("*.png"))}
+
+
+def describe(split: Split) -> dict[str, str | int]:
+    """The number of images, and the sha256 of their pixels."""
+    digest = hashlib.sha256(split.images.cpu().numpy().tobytes()).hexdigest()
+    return {"num_images": len(split.images), "sha256": digest}
+
+
+def diverged(error: DivergenceError, params: Params) -> UserError:
+    """What to change if the loss is NaN or infinite."""
+    when = f"step {error.step}" if error.step else "validation"
+    return UserError(
+        "params.yaml: learning_rate",
+        f"the loss is not finite in epoch {error.epoch}, {when}; lower learning_rate (now "
+        f"{params.learning_rate}), then try another batch_size ({params.batch_size}) or fewer "
+        f"h_layers ({params.h_layers})",
+    )
 
 
 def losses(record: Record) -> str:
-    """The record's losses for a person watching."""
-    text = "−ELBO {train/neg_elbo:.2f} (recon {train/recon:.2f} + KL {train/kl:.2f})".format(**record)
-    return text + (f", val {record['val/neg_elbo']:.2f}" if math.isfinite(record["val/neg_elbo"]) else "")
+    """The losses of an epoch, for the terminal."""
+    terms = ", ".join(f"{term} {record[f'train/{term}']:.2f}" for term in ElboTerms._fields)
+    text = f"-ELBO {record['train/neg_elbo']:.2f} ({terms})"
+    val = record["val/neg_elbo"]
+    return f"{text}, val {val:.2f}" if math.isfinite(val) else text
+
+
+def report(message: str) -> None:
+    """Print a message without breaking the progress bar."""
+    tqdm.write(f"train: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,144 +1,162 @@
-"""Training as a generator: Adam on −ELBO, one record an epoch; whoever iterates decides what to do with it.
+"""Training as a generator: Adam on −ELBO, one record per epoch.
 
-An epoch depends on the weights, Adam's moments and its own number, on nothing else that came before: a training goes on
-from `training_state` as if it had never been interrupted.
-
-The data set is one tensor of bytes on the device. An epoch's order and noise are drawn at once from their own address
-(see randomness.py), and nothing is read back from the device before the epoch's end, so a GPU is never waited for; on
-CUDA the steps of an epoch are one graph (see graph.py).
+An epoch depends on the weights, Adam's moments and its own number alone, so a resumed training ends
+in the same bits as one that was never interrupted. The dataset stays on the device as bytes. The
+order and noise of an epoch are drawn at its start, and nothing is read back before its end, so a
+GPU never waits for the CPU.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.training.adam import Adam
-from pipeline.runtime.device import one_thread
-from pipeline.training.accelerated.gradient import gradient_of
-from pipeline.training.accelerated.cuda_graph import Graphs
-from pipeline.data.mnist import to_unit
-from pipeline.model.vae import VAE
+from pipeline.data.datasets import Split
+from pipeline.model.network import Batch, to_batch
 from pipeline.model.objective import ElboTerms, elbo_terms
+from pipeline.model.vae import VAE
+from pipeline.runtime.device import one_thread
 from pipeline.runtime.randomness import PROTOCOL_SEED, permutation, standard_normal
+from pipeline.training.optimizer import Optimizer
 
-VAL_BATCH = 1000
-GRAPH_STEPS = 512  # at most in one CUDA graph, whose memory grows with them
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+VALIDATION_BATCH = 1000
+COLUMNS = (
+    "epoch",
+    *(f"{split}/{term}" for split in ("train", "val") for term in (*ElboTerms._fields, "neg_elbo")),
+)
 
 Record = dict[str, float]
+# Sets the gradients of the working model to those of the sum of −ELBO over a batch with noise ε,
+# and returns the terms. The sum, as in the original script, and not the mean: Adam's epsilon then
+# matters less.
+Gradient = Callable[[Batch, Tensor], ElboTerms]
 
 
 class DivergenceError(Exception):
-    """The loss, or a weight, is not finite; `step` counts from 1 in the epoch, 0 is the validation after it."""
+    """The loss or a weight is not finite in `step`, counted from 1; 0 is the validation."""
 
     def __init__(self, epoch: int, step: int) -> None:
         super().__init__(f"not finite in epoch {epoch}, step {step}")
-        self.epoch, self.step = epoch, step
-
-
-def new_optimizer(model: VAE, learning_rate: float, precision: str = "float32") -> Adam:
-    """Adam over the parameters of `model`, whose matrix products are taken in `precision`, a key of PRECISIONS."""
-    return Adam(model, learning_rate, PRECISIONS[precision])
-
-
-def training_state(model: VAE, optimizer: Adam) -> dict[str, Tensor]:
-    """Everything of the past that the next epoch depends on, on the CPU: weights, and Adam's moments and step count."""
-    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    moments = {f"optimizer.{name}": tensor for name, tensor in optimizer.state.items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in (weights | moments).items()}
-
-
-def restore_training(model: VAE, optimizer: Adam, state: Mapping[str, Tensor]) -> None:
-    """Put back what `training_state` gave. Raises KeyError or RuntimeError where it is another model's."""
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-    for key, tensor in state.items():
-        part, name = key.split(".", 1)
-        parts[part][name] = tensor
-    model.load_state_dict(parts["model"])
-    optimizer.restore(parts["optimizer"])
+        self.epoch = epoch
+        self.step = step
 
 
 def fit(
-    model: VAE,
-    optimizer: Adam,
-    train: Tensor,
-    val: Tensor,
+    optimizer: Optimizer,
+    train: Split,
+    val: Split,
     *,
     num_epochs: int,
     batch_size: int,
     seed: int,
-    done: int = 0,
+    epochs_done: int = 0,
+    report: Callable[[str], None] = print,
 ) -> Iterator[Record]:
-    """Train `model` in place on `train`, uint8 [N, D] on the model's device, and yield a record after every epoch.
+    """Train the optimizer's model in place; yield a record with COLUMNS after every epoch.
 
-    Begins after the `done` epochs that model and optimizer have behind them. Raises DivergenceError at the end of an
-    epoch in which a loss or a weight stopped being finite.
-
-    On a CPU it takes the threads that PyTorch has at the time, which are to be no more than `most_threads(model)`.
-
-    A record holds `epoch` (from 1) and the means over images of recon, kl and neg_elbo, in nats: `train/…` of the
-    estimates that the steps of the epoch used, `val/…` at its end, with the same noise each time (NaN if `val` is
-    empty). The last batch of an epoch may be smaller; no image is dropped.
+    The epochs are those from `epochs_done` + 1 to `num_epochs`.
+    train, val: on the device of the model. `val` may be empty; its columns are then NaN. A record
+    has the means over images, in nats. `train/...` are of the estimates that the steps of the epoch
+    used, `val/...` use the same noise after each epoch. The last batch of an epoch may be smaller;
+    no image is dropped. Raises DivergenceError at the end of an epoch in which the loss or a weight
+    is no longer finite.
     """
-    gradient = gradient_of(optimizer.working)
+    model = optimizer.model
+    gradient = autograd_gradient(optimizer.working)
 
-    @torch.inference_mode()  # of no_grad too each operation costs something
-    def steps(images: Tensor, eps: Tensor) -> ElboTerms:
+    def train_steps(images: Tensor, labels: Tensor, eps: Tensor) -> ElboTerms:
         terms = []
-        for batch, batch_eps in zip(images.split(batch_size), eps.split(batch_size), strict=True):
-            terms.append(gradient(batch, batch_eps))
+        for part in zip(
+            images.split(batch_size), labels.split(batch_size), eps.split(batch_size), strict=True
+        ):
+            terms.append(gradient(to_batch(*part[:2], model.device), part[2]))
             optimizer.step()
-        return _joined(terms)
+        return _concatenate(terms)
 
-    run = Graphs(steps, optimizer.tensors) if train.device.type == "cuda" else steps
-    images = torch.empty_like(train)
-    order, noise = _drawn(len(train), model.z_dim, seed, done + 1)
-    for epoch in range(done + 1, num_epochs + 1):
-        torch.index_select(train, 0, order.to(train.device), out=images)
-        parts = (whole.split(batch_size * GRAPH_STEPS) for whole in (images, noise.to(train.device)))
-        terms = _joined([run(*part) for part in zip(*parts, strict=True)])
-        order, noise = _drawn(len(train), model.z_dim, seed, epoch + 1)  # while a GPU is still at it
-        _check(optimizer, terms, epoch, batch_size)
-        with one_thread():
-            validated = _means("val", _joined(list(_validate(model, val))))
-        if len(val) and not math.isfinite(validated["val/neg_elbo"]):
-            raise DivergenceError(epoch, 0)
-        yield {"epoch": epoch} | _means("train", terms) | validated
+    shuffled = torch.empty_like(train.images)
+    order, eps = _draw_epoch(len(train.images), model.z_dim, seed, epochs_done + 1)
+    for epoch in range(epochs_done + 1, num_epochs + 1):
+        order = order.to(model.device)
+        torch.index_select(train.images, 0, order, out=shuffled)
+        terms = train_steps(shuffled, train.labels[order], eps.to(model.device))
+        # A GPU computes the epoch meanwhile.
+        order, eps = _draw_epoch(len(train.images), model.z_dim, seed, epoch + 1)
+        _check_finite(model, terms, epoch, batch_size)
+        record = {"epoch": epoch, **_means("train", terms), **_means("val", _validate(model, val))}
+        if len(val.images) and not math.isfinite(record["val/neg_elbo"]):
+            raise DivergenceError(epoch, step=0)
+        yield record
 
 
-def _drawn(n: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """The order of an epoch's images, and their noise in that order."""
-    return permutation(n, seed, "shuffle", epoch), standard_normal((n, z_dim), seed, "noise", epoch)
+def autograd_gradient(model: VAE) -> Gradient:
+    """The gradient of the loss in model/objective.py, by definition."""
+
+    @torch.enable_grad()
+    def gradient(batch: Batch, eps: Tensor) -> ElboTerms:
+        model.zero_grad(set_to_none=True)
+        terms = elbo_terms(model, batch, eps)
+        terms.neg_elbo.sum().backward()
+        return ElboTerms(*(term.detach() for term in terms))
+
+    return gradient
+
+
+def max_threads(model: VAE) -> int:
+    """The number of CPU threads up to which training gives the same bits.
+
+    With more than two, MKL adds up in another order at some shapes. For layers other than those of
+    a perceptron, and for odd widths, not even two are known to be safe.
+    """
+    layers = [module for module in model.modules() if not list(module.children())]
+    widths = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
+    perceptron = all(
+        isinstance(layer, nn.Linear) or not list(layer.parameters()) for layer in layers
+    )
+    return 2 if perceptron and all(width % 2 == 0 for width in widths) else 1
+
+
+def _draw_epoch(n: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """The order of the images of an epoch, and their noise in that order."""
+    order = permutation(n, seed, "shuffle", epoch)
+    return order, standard_normal((n, z_dim), seed, "noise", epoch)
+
+
+def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> None:
+    broken = terms.neg_elbo.isfinite().logical_not().nonzero()
+    if len(broken):
+        raise DivergenceError(epoch, int(broken[0]) // batch_size + 1)
+    weights_finite = torch.stack([weights.isfinite().all() for weights in model.parameters()])
+    if not weights_finite.all():
+        raise DivergenceError(epoch, math.ceil(len(terms.neg_elbo) / batch_size))
 
 
 @torch.no_grad()
-def _check(optimizer: Adam, terms: ElboTerms, epoch: int, batch_size: int) -> None:
-    # Once an epoch, so that a GPU is not waited for at every step; which one it was can be read from the losses.
-    wrong = terms.neg_elbo.isfinite().logical_not().nonzero()
-    if len(wrong):
-        raise DivergenceError(epoch, int(wrong[0]) // batch_size + 1)
-    if not torch.stack([weights.isfinite().all() for weights in optimizer.weights]).all():
-        raise DivergenceError(epoch, math.ceil(len(terms.kl) / batch_size))
+def _validate(model: VAE, val: Split) -> ElboTerms:
+    if not len(val.images):
+        return ElboTerms(*(torch.empty(0) for _ in ElboTerms._fields))
+    eps = standard_normal((len(val.images), model.z_dim), PROTOCOL_SEED, "validate").to(
+        model.device
+    )
+    parts = [values.split(VALIDATION_BATCH) for values in (val.images, val.labels, eps)]
+    with one_thread():
+        return _concatenate(
+            [
+                elbo_terms(model, to_batch(x, y, model.device), e)
+                for x, y, e in zip(*parts, strict=True)
+            ]
+        )
 
 
-@torch.no_grad()
-def _validate(model: VAE, val: Tensor) -> Iterator[ElboTerms]:
-    eps = standard_normal((len(val), model.z_dim), PROTOCOL_SEED, "validate").to(val.device)
-    for images, batch_eps in zip(val.split(VAL_BATCH), eps.split(VAL_BATCH), strict=True):
-        yield elbo_terms(model, to_unit(images), batch_eps)
-
-
-def _joined(batches: list[ElboTerms]) -> ElboTerms:
+def _concatenate(batches: list[ElboTerms]) -> ElboTerms:
     return ElboTerms(*(torch.cat(values) for values in zip(*batches, strict=True)))
 
 
 def _means(split: str, terms: ElboTerms) -> Record:
-    recon, kl = _mean(terms.recon), _mean(terms.kl)
-    return {f"{split}/recon": recon, f"{split}/kl": kl, f"{split}/neg_elbo": recon + kl}
+    values = {**terms._asdict(), "neg_elbo": terms.neg_elbo}
+    return {f"{split}/{name}": _mean(value) for name, value in values.items()}
 
 
 def _mean(values: Tensor) -> float:
-    # NumPy adds in float64 and on one thread: the same bits whatever the number of threads.
+    # NumPy adds in float64 on one thread: the same bits for any number of threads.
     return float(values.cpu().numpy().mean(dtype="float64")) if len(values) else math.nan

@@ -11,7 +11,9 @@ from torch import Tensor
 from pipeline.model.objective import ElboTerms
 
 Work = Callable[[Tensor, Tensor], ElboTerms]
-Recorded = tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], ElboTerms]  # with where it reads and writes
+Recorded = tuple[
+    torch.cuda.CUDAGraph, tuple[Tensor, ...], ElboTerms
+]  # with where it reads and writes
 
 
 class Graphs:

@@ -33,8 +33,12 @@ class Activation(NamedTuple):
 
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.ReLU: Activation(torch.relu_, lambda d, _, a: aten.threshold_backward.grad_input(d, a, 0, grad_input=d)),
-    nn.Tanh: Activation(torch.tanh_, lambda d, _, a: aten.tanh_backward.grad_input(d, a, grad_input=d)),
+    nn.ReLU: Activation(
+        torch.relu_, lambda d, _, a: aten.threshold_backward.grad_input(d, a, 0, grad_input=d)
+    ),
+    nn.Tanh: Activation(
+        torch.tanh_, lambda d, _, a: aten.tanh_backward.grad_input(d, a, grad_input=d)
+    ),
     nn.GELU: Activation(F.gelu, lambda d, a, _: aten.gelu_backward.grad_input(d, a, grad_input=d)),
     nn.SiLU: Activation(F.silu, lambda d, a, _: aten.silu_backward.grad_input(d, a, grad_input=d)),
 }
@@ -47,7 +51,10 @@ def gradient_of(model: VAE) -> Gradient:
 
 def is_known(model: VAE) -> bool:
     """Whether the gradient is written out for every layer of the model."""
-    return {type(layer) for net in (model.encoder, model.decoder) for layer in net} <= {nn.Linear, *ACTIVATIONS}
+    return {type(layer) for net in (model.encoder, model.decoder) for layer in net} <= {
+        nn.Linear,
+        *ACTIVATIONS,
+    }
 
 
 def most_threads(model: VAE) -> int:
@@ -55,7 +62,12 @@ def most_threads(model: VAE) -> int:
 
     MKL adds up in another order with more than two, at some shapes; where nothing is known of the shapes, one.
     """
-    linear = [layer for net in (model.encoder, model.decoder) for layer in net if isinstance(layer, nn.Linear)]
+    linear = [
+        layer
+        for net in (model.encoder, model.decoder)
+        for layer in net
+        if isinstance(layer, nn.Linear)
+    ]
     return 2 if is_known(model) and all(layer.out_features % 2 == 0 for layer in linear) else 1
 
 
@@ -88,7 +100,10 @@ class WrittenOut:
         self.layout = layout_for(device, self.dtype)
         self.x = Places(device, torch.float32, TURNS)
         self.encoder, self.decoder = (
-            [self.layout(layer) if isinstance(layer, nn.Linear) else ACTIVATIONS[type(layer)] for layer in net]
+            [
+                self.layout(layer) if isinstance(layer, nn.Linear) else ACTIVATIONS[type(layer)]
+                for layer in net
+            ]
             for net in (model.encoder, model.decoder)
         )
 
@@ -116,7 +131,12 @@ class WrittenOut:
         return ElboTerms(recon, kl)
 
     def _backward(
-        self, layers: Sequence[Linear | Activation], values: list[Tensor], d: Tensor, *, to_input: bool = True
+        self,
+        layers: Sequence[Linear | Activation],
+        values: list[Tensor],
+        d: Tensor,
+        *,
+        to_input: bool = True,
     ) -> Tensor:
         """Set the gradients of these layers by that of their output; that of their input, unless it is not wanted."""
         for i in range(len(layers) - 1, -1, -1):

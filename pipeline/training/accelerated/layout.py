@@ -100,9 +100,16 @@ class Columns:
         self.weight, self.weight_grad = _halves(layer.weight.detach()), _halves(place(layer.weight))
         n_out, n_in = layer.weight.shape
         self._by_input = n_in > n_out and n_in % 2 == 0
-        self._transposed = _halves(layer.weight.detach().t()) if self._by_input else self.weight.transpose(1, 2)
-        self.bias, self.bias_grad = layer.bias.detach().view(len(self.weight), -1, 1), place(layer.bias)
-        self._out, self._in = (Places(layer.weight.device, layer.weight.dtype, turns) for turns in (TURNS, 1))
+        self._transposed = (
+            _halves(layer.weight.detach().t()) if self._by_input else self.weight.transpose(1, 2)
+        )
+        self.bias, self.bias_grad = (
+            layer.bias.detach().view(len(self.weight), -1, 1),
+            place(layer.bias),
+        )
+        self._out, self._in = (
+            Places(layer.weight.device, layer.weight.dtype, turns) for turns in (TURNS, 1)
+        )
 
     @staticmethod
     def arrange(x: Tensor) -> Tensor:
@@ -118,7 +125,9 @@ class Columns:
         """[in, B] → [out, B]."""
         parts, n_out, _ = self.weight.shape
         out = self._out(parts, n_out, a.shape[1])
-        return torch.baddbmm(self.bias, self.weight, a.expand(parts, -1, -1), out=out).view(-1, a.shape[1])
+        return torch.baddbmm(self.bias, self.weight, a.expand(parts, -1, -1), out=out).view(
+            -1, a.shape[1]
+        )
 
     def weight_gradient(self, a: Tensor, d: Tensor) -> None:
         """[in, B] and [out, B]."""
@@ -129,7 +138,9 @@ class Columns:
         parts, n_in, _ = self._transposed.shape
         if self._by_input:
             out = self._in(parts, n_in, d.shape[1])
-            return torch.bmm(self._transposed, d.expand(parts, -1, -1), out=out).view(-1, d.shape[1])
+            return torch.bmm(self._transposed, d.expand(parts, -1, -1), out=out).view(
+                -1, d.shape[1]
+            )
         by_half = torch.bmm(self._transposed, self._split(d), out=self._in(parts, n_in, d.shape[1]))
         d_in: Tensor = reduce(partial(torch.add, out=self._in(n_in, d.shape[1])), by_half)
         return d_in
