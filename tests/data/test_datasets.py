@@ -1,0 +1,64 @@
+import pytest
+import torch
+from conftest import read_idx_split
+
+from pipeline.data.catalog import find_dataset
+from pipeline.data.datasets import dataset_name, hold_out, load_split, save_dataset, to_unit
+from pipeline.errors import UserError
+from pipeline.runtime.tensor_file import write_tensors
+from pipeline.stages import download
+
+
+def test_the_stage_writes_the_images_and_labels_of_the_original_files(
+    mnist, tmp_path, monkeypatch, workplace
+):
+    raw = tmp_path / "home" / "data" / "raw" / "MNIST"
+    raw.mkdir(parents=True)
+    (raw / "raw").symlink_to(mnist)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "home"))
+    download.main()
+    path = workplace / "data" / "dataset.safetensors"
+    assert dataset_name(path) == "mnist"
+    for split, count in {"train": 60_000, "test": 10_000}.items():
+        images, labels = read_idx_split(mnist, split)
+        loaded = load_split(path, split)
+        assert loaded.image_shape == (28, 28)
+        assert loaded.images.shape == (count, 784)
+        assert torch.equal(loaded.images, images.flatten(start_dim=1))
+        assert torch.equal(loaded.labels, labels)
+
+
+def test_equal_data_gives_equal_bytes(tmp_path):
+    images, labels = torch.arange(24, dtype=torch.uint8).view(2, 3, 4), torch.tensor([1, 0])
+    for path in (tmp_path / "a", tmp_path / "b"):
+        save_dataset(path, "toy", {"train": (images, labels)})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert load_split(tmp_path / "a", "train").image_shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "tensors", [{}, {"train_images": torch.zeros(2), "train_labels": torch.zeros(2)}]
+)
+def test_another_tensor_file_is_refused(tmp_path, tensors):
+    write_tensors(tmp_path / "x", tensors, {})
+    with pytest.raises(UserError) as error:
+        load_split(tmp_path / "x", "train")
+    assert error.value.subject == str(tmp_path / "x")
+
+
+def test_an_unknown_dataset_is_refused_with_the_known_names():
+    with pytest.raises(UserError, match="mnist") as error:
+        find_dataset("mnits")
+    assert error.value.subject == "params.yaml: dataset"
+
+
+def test_validation_images_are_the_last_ones():
+    train, val = hold_out(torch.arange(10), 3)
+    assert (train.tolist(), val.tolist()) == (list(range(7)), [7, 8, 9])
+    train, val = hold_out(torch.arange(10), 0)
+    assert (len(train), len(val)) == (10, 0)
+
+
+def test_bytes_become_the_unit_interval():
+    pixels = to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    assert pixels.tolist() == pytest.approx([0, 0.2, 1])

