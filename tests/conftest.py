@@ -1,9 +1,10 @@
-"""Real MNIST: the original files, a small subset of them, and working directories in which stages can run."""
+"""Real MNIST, a small subset of it, and working directories in which stages can run."""
 
 import os
 import re
 import shutil
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from pipeline.paths import DATASET
 ROOT = Path(__file__).parents[1]
 # On the CPU wherever the tests run: they compare bytes.
 SMALL = {
-    "dataset": "mnist", "val_size": 100, "z_dim": 4, "h_dim": 32, "h_layers": 1, "activation": "relu", "num_epochs": 3,
-    "batch_size": 128, "learning_rate": "1e-3", "precision": "float32", "seed": 0, "device": "cpu",
-    "sample_every": 2, "eval_samples": 20, "eval_proposal_scale": 1.4,
+    "dataset": "mnist", "val_size": 100, "z_dim": 4, "h_dim": 32, "h_layers": 1,
+    "activation": "relu", "num_epochs": 3, "batch_size": 128, "learning_rate": "1e-3",
+    "precision": "float32", "seed": 0, "device": "cpu", "sample_every": 2, "eval_samples": 20,
+    "eval_proposal_scale": 1.4,
 }  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def small_test(small_dataset) -> Split:
 
 @pytest.fixture
 def workplace(tmp_path, small_dataset, monkeypatch) -> Path:
-    """The working directory of a stage: the small dataset and a params.yaml for a training that takes seconds."""
+    """The working directory of a stage: the small dataset, and params.yaml with SMALL."""
     furnish(tmp_path, small_dataset)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stage"])
@@ -74,8 +76,14 @@ def workplace(tmp_path, small_dataset, monkeypatch) -> Path:
     return tmp_path
 
 
+def committed(path: str) -> str:
+    """The text of a file in HEAD: an experiment may have changed params.yaml and reports/."""
+    command = ["git", "show", f"HEAD:{path}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+
+
 def furnish(folder: Path, small_dataset: Path, **changes: object) -> None:
-    """Put into `folder` what stages after `download` read: the dataset, params.yaml and dvc.yaml."""
+    """Put into `folder` what stages after `download` read: dataset, params.yaml and dvc.yaml."""
     (folder / DATASET).parent.mkdir(parents=True)
     shutil.copy(small_dataset, folder / DATASET)
     shutil.copy(ROOT / "dvc.yaml", folder)

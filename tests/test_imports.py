@@ -1,62 +1,65 @@
-"""The import contract: it holds, and it fails where something is planted."""
+"""The import contracts of pyproject.toml hold, and each of them catches a violation."""
 
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+import copy
+import tomllib
 
 import grimp
 import pytest
+from conftest import ROOT
+from importlinter.contracts.forbidden import ForbiddenContract
+from importlinter.contracts.independence import IndependenceContract
+from importlinter.contracts.layers import LayersContract
 
-ROOT = Path(__file__).parents[1]
-BARE_GPU_MACHINE = {
-    "torch", "numpy", "pandas", "matplotlib", "PIL", "safetensors", "sklearn", "threadpoolctl", "tqdm",
-}  # fmt: skip
-
-
-def lint(folder: Path) -> subprocess.CompletedProcess[str]:
-    lint_imports = Path(sys.executable).with_name("lint-imports")
-    return subprocess.run([lint_imports, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def house(tmp_path):
-    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    return tmp_path
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+TYPES = {
+    "forbidden": ForbiddenContract,
+    "independence": IndependenceContract,
+    "layers": LayersContract,
+}
+GRAPH = grimp.build_graph("pipeline", include_external_packages=True, cache_dir=None)
+LAYERS, STAGES, COMMANDS, MLFLOW, CORE, TORCHVISION = (
+    contract["name"] for contract in CONFIG["tool"]["importlinter"]["contracts"]
+)
 
 
-def test_the_contract_holds(house):
-    done = lint(house)
-    assert done.returncode == 0, done.stdout
+def broken_contracts(graph: grimp.ImportGraph) -> set[str]:
+    session = {"root_packages": ["pipeline"], "include_external_packages": "True"}
+    broken = set()
+    for options in CONFIG["tool"]["importlinter"]["contracts"]:
+        contract = TYPES[options["type"]](options["name"], session, options)
+        if not contract.check(copy.deepcopy(graph), verbose=False).kept:
+            broken.add(options["name"])
+    return broken
+
+
+def test_the_contracts_hold():
+    assert broken_contracts(GRAPH) == set()
 
 
 @pytest.mark.parametrize(
-    ("module", "line"),
+    ("importer", "imported", "contract"),
     [
-        ("vae/fit.py", "import mlflow"),
-        ("vae/model.py", "from dvc.api import params_show"),
-        ("vae/mnist.py", "from pipeline.params import load_params"),
-        ("vae/model.py", "from pipeline.model.objective import elbo_terms"),
-        ("vae/metrics.py", "from pipeline.training.fit import fit"),
-        ("tracking.py", "from pipeline.model.vae import VAE"),
-        ("train.py", "import mlflow"),
-        ("train.py", "from pipeline.stages.evaluate import main as evaluate_main"),
-        ("evaluate.py", "from ruamel.yaml import YAML"),
-        ("comparison/statistics.py", "import mlflow"),
-        ("comparison/runs.py", "from pipeline.model.vae import VAE"),
-        ("vae/plots.py", "from pipeline.evaluation.bounds import elbo"),
+        ("pipeline.errors", "pipeline.params", LAYERS),
+        ("pipeline.model.objective", "pipeline.training.fit", LAYERS),
+        ("pipeline.evaluation.plots", "pipeline.training.fit", LAYERS),
+        ("pipeline.tracking.results", "pipeline.evaluation.bounds", LAYERS),
+        ("pipeline.stages.train", "pipeline.commands.compare", LAYERS),
+        ("pipeline.runtime.files", "pipeline.data.catalog", LAYERS),
+        ("pipeline.stages.train", "pipeline.stages.evaluate", STAGES),
+        ("pipeline.commands.compare", "pipeline.commands.reproduce", COMMANDS),
+        ("pipeline.stages.train", "mlflow", MLFLOW),
+        ("pipeline.commands.comparison.statistics", "mlflow", MLFLOW),
+        ("pipeline.runtime.pending_run", "mlflow", MLFLOW),
+        ("pipeline.training.fit", "mlflow", CORE),
+        ("pipeline.model.vae", "dvc", CORE),
+        ("pipeline.evaluation.bounds", "pipeline.params", CORE),
+        ("pipeline.figures.grids", "torchvision", TORCHVISION),
     ],
 )
-def test_what_is_planted_breaks_it(house, module, line):
-    path = house / "pipeline" / module
-    path.write_text(f"{line}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
-    done = lint(house)
-    assert done.returncode != 0 and "BROKEN" in done.stdout, done.stdout
-
-
-def test_the_core_imports_only_what_a_bare_gpu_machine_has():
-    graph = grimp.build_graph("pipeline", include_external_packages=True, cache_dir=None)
-    core = {"pipeline.vae", *graph.find_descendants("pipeline.vae")}
-    outside = {name for module in core for name in graph.find_modules_directly_imported_by(module)} - core
-    assert outside - {"pipeline.errors"} - set(sys.stdlib_module_names) <= BARE_GPU_MACHINE
+def test_a_forbidden_import_breaks_its_contract(importer, imported, contract):
+    graph = copy.deepcopy(GRAPH)
+    assert importer in graph.modules
+    if imported not in graph.modules:
+        graph.add_module(imported, is_squashed=True)
+    graph.add_import(importer=importer, imported=imported)
+    assert contract in broken_contracts(graph)
