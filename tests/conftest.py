@@ -68,12 +68,39 @@ def small_test(small_dataset) -> Split:
 def workplace(tmp_path, small_dataset, monkeypatch) -> Path:
     """The working directory of a stage: the small dataset, and params.yaml with SMALL."""
     furnish(tmp_path, small_dataset)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["stage"])
+    use_folder(monkeypatch, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished_workspace(small_dataset, tmp_path_factory) -> Path:
+    """A folder in which train, train_classifier and evaluate ran on SMALL. Tests use copies of it."""
+    from pipeline.stages import evaluate, train, train_classifier
+
+    folder = tmp_path_factory.mktemp("finished")
+    furnish(folder, small_dataset)
+    with pytest.MonkeyPatch.context() as patch:
+        use_folder(patch, folder)
+        for stage in (train, train_classifier, evaluate):
+            stage.main()
+    return folder
+
+
+@pytest.fixture
+def finished(finished_workspace, tmp_path, monkeypatch) -> Path:
+    """A copy of `finished_workspace`, the working directory of the test."""
+    shutil.copytree(finished_workspace, tmp_path, dirs_exist_ok=True)
+    use_folder(monkeypatch, tmp_path)
+    return tmp_path
+
+
+def use_folder(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Make `folder` the working directory, and remove the settings of DVC and MLflow."""
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", ["stage"])
     for name in list(os.environ):
         if name.startswith(("DVC_", "MLFLOW_")):
-            monkeypatch.delenv(name)
-    return tmp_path
+            patch.delenv(name)
 
 
 def committed(path: str) -> str:

@@ -1,141 +1,178 @@
-"""Measuring a VAE on images that it was not trained on: each number per image, so that runs can be compared in pairs.
+"""−ELBO and −log p(x) of a VAE on a split, one value per image, so that runs compare in pairs.
 
-The noise is always the same, and one image's depends on no other image; how the images are split into chunks changes
-no number. On the CPU each product is taken by one thread, for its bits may depend on how many share it: cores are used
-by several chunks at a time.
+The noise is always the same, and the noise of an image depends on no other image. On the CPU every
+matrix product runs on one thread, because its bits may depend on how many threads share it; cores
+are used by computing several chunks of images at a time.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.binarization import binarize, clamped_recon_of_draws
+from pipeline.data.datasets import Split
+from pipeline.evaluation.binarization import binarize
+from pipeline.evaluation.importance import (
+    effective_sample_size,
+    log_weights,
+    neg_log_mean,
+    noise,
+    prior_log_weights,
+)
+from pipeline.evaluation.reconstruction import Recons
+from pipeline.model.network import Posterior, to_batch
+from pipeline.model.objective import ElboTerms, elbo_terms, reparameterize
+from pipeline.model.vae import VAE
 from pipeline.runtime.device import one_thread
-from pipeline.evaluation.importance import ROWS, effective_sample_size, log_weights, neg_log_mean, prior_log_weights
-from pipeline.model.likelihood import bernoulli_mean, bernoulli_recon
-from pipeline.data.mnist import to_unit
-from pipeline.model.vae import VAE, reparameterize
-from pipeline.model.objective import gaussian_kl
 from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal
 
 T = TypeVar("T")
 
 BATCH = 1000
-# Images a record of `evidence`, or more where draws are few: on a CPU not many, so that cores end at about one time.
-STEP = {"cpu": 50, "cuda": 200, "mps": 200}
+# A chunk of `evidence`: on a CPU small enough for all cores to finish at about the same time.
+DRAWS = {"cpu": 25_000, "cuda": 100_000, "mps": 100_000}
+MAX_IMAGES = 500
 
 
 class Elbo(NamedTuple):
-    """The halves of −ELBO in nats, the mean squared error of a pixel, and q(z|x), of each image, on the CPU."""
+    """−ELBO and what it was computed from, on the CPU."""
 
-    recon: Tensor  # [N]
-    kl: Tensor  # [N]
-    mse: Tensor  # [N]
-    mu: Tensor  # [N, Z]
-    log_var: Tensor  # [N, Z]
+    terms: ElboTerms  # each [N], in nats
+    mse: Tensor  # [N], squared error per pixel
+    posterior: Posterior  # [N, Z] each
 
 
 class Evidence(NamedTuple):
-    """Bounds of −log p(x) of each image, in nats, from K draws of z: [N, len(ks)] for the K of `sample_sizes`."""
+    """Upper bounds of −log p(x) in nats, [N, len(ks)] for the K of `sample_sizes`."""
 
-    widened: Tensor  # drawn from q with its σ widened
-    plain: Tensor  # drawn from q: −L_K, the bound of IWAE
-    prior: Tensor  # drawn from p(z): naive Monte Carlo
-    binarized: Tensor  # [N]: of −log p(b) for the fixed binarization b of x, from all draws, widened
-    ess: Tensor  # [N]: effective sample size of all the widened draws
+    widened: Tensor  # z from q with a widened σ
+    plain: Tensor  # z from q: the bound of IWAE
+    binarized: Tensor  # [N], of −log p(b) for the binarization b of x, from all widened draws
+    ess: Tensor  # [N], effective sample size of all widened draws
 
 
 @one_thread()
 @torch.no_grad()
-def elbo(model: VAE, images: Tensor) -> Elbo:
-    """−ELBO of each of `images`, uint8 [N, D].
+def elbo(model: VAE, split: Split) -> Elbo:
+    """−ELBO of each image.
 
-    One z ~ q(z|x) is *sampled* for an image. At z = μ it would read about 10 nats too good: it is no bound there.
+    One z ~ q(z|x) is sampled per image. At z = μ the value would be about 10 nats lower, and is no
+    bound.
     """
-    device = next(model.parameters()).device
-    eps = evaluation_noise(len(images), model.z_dim).to(device)
-    rows = []
-    for batch, batch_eps in zip(images.split(BATCH), eps.split(BATCH), strict=True):
-        x = to_unit(batch.to(device))
-        mu, log_var = model.encode(x)
-        logits = model.decode(reparameterize(mu, log_var, batch_eps))
-        mse = (bernoulli_mean(logits) - x).square().mean(dim=-1)
-        rows.append((bernoulli_recon(logits, x), gaussian_kl(mu, log_var), mse, mu, log_var))
-    return Elbo(*(torch.cat(column).cpu() for column in zip(*rows, strict=True)))
+    eps = evaluation_noise(len(split.images), model.z_dim).to(model.device)
+    terms, errors, posteriors = [], [], []
+    batches = zip(
+        split.images.split(BATCH), split.labels.split(BATCH), eps.split(BATCH), strict=True
+    )
+    for images, labels, batch_eps in batches:
+        batch = to_batch(images, labels, model.device)
+        terms.append(elbo_terms(model, batch, batch_eps))
+        posteriors.append(model.encode(batch))
+        mean = model.mean(reparameterize(posteriors[-1], batch_eps), batch.y)
+        errors.append((mean - batch.x).square().mean(dim=-1))
+    return Elbo(
+        ElboTerms(*concatenate(terms)), torch.cat(errors).cpu(), Posterior(*concatenate(posteriors))
+    )
 
 
 def evaluation_noise(n: int, z_dim: int) -> Tensor:
-    """ε [n, z_dim] of the one z an image that −ELBO is measured with."""
+    """ε [n, z_dim] of the one z per image that −ELBO is measured with."""
     return standard_normal((n, z_dim), PROTOCOL_SEED, "evaluate")
 
 
 def sample_sizes(num_samples: int) -> list[int]:
-    """1, 10, 100, … below `num_samples`, and that: where the bound is read on its way up."""
-    return [*(10**power for power in range(9) if 10**power < num_samples), num_samples]
+    """1, 10, 100, … below `num_samples`, and `num_samples`: the K at which bounds are reported."""
+    powers = [10**power for power in range(9)]
+    return [*(power for power in powers if power < num_samples), num_samples]
 
 
 def evidence(
-    model: VAE, images: Tensor, num_samples: int, scale: float, workers: Callable[[], int] = lambda: 1
+    model: VAE,
+    split: Split,
+    recons: Recons,
+    num_samples: int,
+    scale: float,
+    workers: Callable[[], int] = lambda: 1,
 ) -> Iterator[Evidence]:
-    """−log p(x) of `images`, uint8 [N, D], by importance sampling, STEP of them or more a record, in their order.
+    """Bounds of −log p(x) by importance sampling, chunk by chunk, in the order of the images.
 
-    On the CPU `workers()` records, asked again as each is found, are computed at a time. No bit depends on it, nor on
-    the number of threads that PyTorch is set to; until the last record is taken that is 1.
+    On the CPU `workers()` chunks, asked before each one, are computed at a time. Results do not
+    depend on it, nor on the number of threads that PyTorch is set to.
     """
-    device = next(model.parameters()).device
-    ks, step = sample_sizes(num_samples), max(STEP[device.type], ROWS[device.type] // num_samples)
-    binary = binarize(images)
+    device = model.device
+    ks = sample_sizes(num_samples)
+    binary_images = binarize(split.images)
+    step = min(max(1, DRAWS[device.type] // num_samples), MAX_IMAGES)
 
-    def record(first: int) -> Evidence:
-        x, b = (to_unit(some[first : first + step].to(device)) for some in (images, binary))
-        widened = log_weights(model, x, num_samples, scale=scale, first=first)
-        plain = log_weights(model, x, num_samples, first=first) if scale != 1 else widened
-        prior = prior_log_weights(model, x, num_samples)
-        binarized = log_weights(model, b, num_samples, scale=scale, first=first, recon=clamped_recon_of_draws)
+    def compute(first: int) -> Evidence:
+        chosen = slice(first, first + step)
+        batch = to_batch(split.images[chosen], split.labels[chosen], device)
+        binary = to_batch(binary_images[chosen], split.labels[chosen], device)
+        eps = noise(num_samples, model.z_dim, range(first, first + len(batch.x))).to(device)
+        widened = log_weights(model, batch, eps, recon=recons.gray, scale=scale)
+        plain = widened
+        if scale != 1:
+            plain = log_weights(model, batch, eps, recon=recons.gray)
+        binarized = log_weights(model, binary, eps, recon=recons.binary, scale=scale)
         return Evidence(
             widened=_bounds(widened, ks),
             plain=_bounds(plain, ks),
-            prior=_bounds(prior, ks),
-            binarized=neg_log_mean(binarized),
+            binarized=neg_log_mean(binarized, num_samples),
             ess=effective_sample_size(widened),
         )
 
-    starts = range(0, len(images), step)
-    return in_order(record, starts, workers) if device.type == "cpu" else map(record, starts)
+    starts = range(0, len(split.images), step)
+    return in_order(compute, starts, workers) if device.type == "cpu" else map(compute, starts)
 
 
-def in_order(record: Callable[[int], T], starts: Sequence[int], workers: Callable[[], int]) -> Iterator[T]:
-    """What `record` makes of each of `starts`, `workers()` at a time: PyTorch computes without Python's lock."""
-    found: deque[Future[T]] = deque()
-    # Every thread of Python has a number of its own, which others' calls do not change once it is set.
-    alone = partial(torch.set_num_threads, 1)
-    with one_thread(), ThreadPoolExecutor(max(1, len(starts)), initializer=alone) as pool:
+@one_thread()
+def prior_bounds(model: VAE, split: Split, recons: Recons, num_samples: int) -> Tensor:
+    """The bounds of −log p(x) with draws from the prior, [N, len(ks)], on the CPU."""
+    ks = sample_sizes(num_samples)
+    bounds = torch.empty(len(split.images), len(ks))
+    for label in split.labels.unique():
+        own = split.labels == label
+        batch = to_batch(split.images[own], label, model.device)
+        log_w = prior_log_weights(model, *batch, num_samples, recon=recons.gray)
+        bounds[own] = _bounds(log_w, ks)
+    return bounds
+
+
+def in_order(compute: Callable[[int], T], starts: range, workers: Callable[[], int]) -> Iterator[T]:
+    """`compute` of each of `starts`, `workers()` at a time: PyTorch releases the GIL."""
+    pending: deque[Future[T]] = deque()
+    # PyTorch's number of threads is a property of each Python thread.
+    pool = ThreadPoolExecutor(max(1, len(starts)), initializer=torch.set_num_threads, initargs=(1,))
+    with one_thread(), pool:
         for start in starts:
-            while len(running := [future for future in found if not future.done()]) >= max(1, workers()):
+            while len(running := [job for job in pending if not job.done()]) >= workers():
                 wait(running, return_when=FIRST_COMPLETED)
-            found.append(pool.submit(record, start))
-            while found and found[0].done():
-                yield found.popleft().result()
-        while found:
-            yield found.popleft().result()
+            pending.append(pool.submit(compute, start))
+            while pending and pending[0].done():
+                yield pending.popleft().result()
+        for job in pending:
+            yield job.result()
+
+
+def summary(per_image: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean of each quantity [N] and, as NAME_se, its standard error over the images."""
+    metrics = {}
+    for name, values in per_image.items():
+        # NumPy adds in float64 on one thread: the same bits with any number of threads.
+        numbers = values.double().numpy()
+        metrics[name] = float(numbers.mean())
+        metrics[f"{name}_se"] = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
+    return metrics
+
+
+def concatenate(parts: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Concatenate tuples of tensors field by field, on the CPU."""
+    return [torch.cat(field).cpu() for field in zip(*parts, strict=True)]
 
 
 def _bounds(log_w: Tensor, ks: list[int]) -> Tensor:
     return torch.stack([neg_log_mean(log_w, k) for k in ks], dim=1)
-
-
-def summary(per_image: Mapping[str, Tensor]) -> dict[str, float]:
-    """The mean of each quantity, [N], and as NAME_se the standard error of that mean over the images."""
-    found = {}
-    for name, values in per_image.items():
-        # NumPy adds in float64 and on one thread: the same bits whatever the number of threads.
-        numbers = values.double().numpy()
-        found[name] = float(numbers.mean())
-        found[f"{name}_se"] = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
-    return found

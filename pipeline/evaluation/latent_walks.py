@@ -1,54 +1,55 @@
-"""What the latent space is like: ways through it, decoded. Fixed images and fixed ways in every run."""
+"""Paths through the latent space, decoded: the same images and paths in every run."""
 
 import torch
 from torch import Tensor
 
-from pipeline.runtime.device import one_thread
-from pipeline.model.likelihood import bernoulli_mean
-from pipeline.data.mnist import to_unit
+from pipeline.data.datasets import Split
+from pipeline.evaluation.bounds import concatenate
+from pipeline.model.network import Posterior, to_batch
 from pipeline.model.vae import VAE
+from pipeline.runtime.device import one_thread
 
 BATCH = 10_000
 
 
 @one_thread()
 @torch.no_grad()
-def encode(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
-    """μ and log σ² of q(z|x): uint8 [n, D] → [n, Z] twice, on the CPU."""
-    device = next(model.parameters()).device
-    halves = [model.encode(to_unit(some.to(device))) for some in images.split(BATCH)]
-    mu, log_var = (torch.cat(half).cpu() for half in zip(*halves, strict=True))
-    return mu, log_var
+def encode(model: VAE, split: Split) -> Posterior:
+    """q(z|x) of each image, on the CPU."""
+    batches = zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True)
+    parts = [model.encode(to_batch(*batch, model.device)) for batch in batches]
+    return Posterior(*concatenate(parts))
 
 
 @one_thread()
 @torch.no_grad()
-def decode_grid(model: VAE, z: Tensor) -> Tensor:
-    """E[x|z]: [rows, columns, Z] → [rows, columns, D] in [0, 1], on the CPU."""
-    return bernoulli_mean(model.decode(z.to(next(model.parameters()).device))).cpu()
+def decode(model: VAE, z: Tensor, labels: Tensor) -> Tensor:
+    """E[x|z] for rows of codes z [R, C, Z], one label [R] per row: [R, C, D] in [0, 1], CPU."""
+    y = labels.long().unsqueeze(1).expand(z.shape[:2])
+    return model.mean(z.to(model.device), y.to(model.device)).cpu()
 
 
-def interpolate(model: VAE, starts: Tensor, ends: Tensor, steps: int) -> Tensor:
-    """E[x|z] on the line from μ(start) to μ(end), both included: uint8 [n, D] twice → [n, steps, D]."""
-    t = torch.linspace(0, 1, steps).view(1, -1, 1)
-    first, last = (encode(model, images)[0].unsqueeze(1) for images in (starts, ends))
-    z = torch.lerp(first, last, t)
-    return decode_grid(model, z)
+def interpolate(model: VAE, starts: Tensor, ends: Tensor, steps: int, labels: Tensor) -> Tensor:
+    """E[x|z] on straight lines, ends included: codes [R, Z] twice → [R, steps, D]."""
+    shares = torch.linspace(0, 1, steps).view(1, -1, 1)
+    z = torch.lerp(starts.unsqueeze(1), ends.unsqueeze(1), shares)
+    return decode(model, z, labels)
 
 
-def traverse(model: VAE, image: Tensor, dimensions: Tensor, values: Tensor) -> Tensor:
-    """E[x|z] as one dimension of μ(image) takes each of `values`: uint8 [D] → [len(dimensions), len(values), D]."""
-    z = encode(model, image.unsqueeze(0))[0].repeat(len(dimensions), len(values), 1)
+def traverse(model: VAE, code: Tensor, dimensions: Tensor, values: Tensor, label: Tensor) -> Tensor:
+    """E[x|z] as one dimension of a code [Z] takes each of `values` [C]: row by row, [R, C, D]."""
+    z = code.repeat(len(dimensions), len(values), 1)
     for row, dimension in enumerate(dimensions.tolist()):
         z[row, :, dimension] = values
-    return decode_grid(model, z)
+    return decode(model, z, label.expand(len(dimensions)))
 
 
-def manifold(model: VAE, side: int) -> Tensor:
-    """E[x|z] on side × side equally probable cells of the prior of a model of two dimensions: [side, side, D].
+def manifold(model: VAE, side: int, label: Tensor) -> Tensor:
+    """E[x|z] on side × side equally probable cells of a two-dimensional prior: [side, side, D].
 
-    z_1 grows to the right, z_2 upwards, each through the quantiles of N(0, 1) (Kingma & Welling 2014, figure 4).
+    z_1 grows to the right, z_2 upwards, each through the quantiles of N(0, 1)
+    (Kingma & Welling 2014, figure 4).
     """
     quantiles = torch.special.ndtri((torch.arange(side) + 0.5) / side)
     z_2, z_1 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
-    return decode_grid(model, torch.stack([z_1, z_2], dim=-1))
+    return decode(model, torch.stack([z_1, z_2], dim=-1), label.expand(side))

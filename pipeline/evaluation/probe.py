@@ -1,12 +1,13 @@
-"""How much of the label the latent code tells: of μ alone, to classifiers that never saw an image.
+"""Accuracy of classifiers that predict the label from μ, trained on the training images' μ.
 
-Both are scikit-learn's with its defaults, on dimensions scaled to unit variance for the linear one. The labels play no
-part in the training of the VAE.
+Both are scikit-learn's with its defaults. The labels play no part in the training of an
+unconditional VAE.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
+from sklearn.base import ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -17,19 +18,29 @@ from torch import Tensor
 NEIGHBORS = 15
 
 
-def knn_correct(train_mu: Tensor, train_labels: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-    """Whether most of the 15 nearest training codes have the label: codes [N, Z] → float [len(mu)] of 0 and 1."""
-    # Brute force is exact at any z_dim, and one order of the neighbours.
-    return _correct(KNeighborsClassifier(NEIGHBORS, algorithm="brute"), train_mu, train_labels, mu, labels)
+class Codes(NamedTuple):
+    """μ [N, Z] of q(z|x), and the labels [N] of the images."""
+
+    mu: Tensor
+    labels: Tensor
 
 
-def linear_correct(train_mu: Tensor, train_labels: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-    """Whether multinomial logistic regression on the codes gives the label: codes [N, Z] → float [len(mu)]."""
-    with threadpool_limits(1):  # its iterations end in other bits with other sums
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        return _correct(model, train_mu.double(), train_labels, mu.double(), labels)
+def knn_correct(train: Codes, test: Codes) -> Tensor:
+    """Whether most of the 15 nearest training codes have the label: 0 or 1 per test image, [N]."""
+    # Brute force is exact for any z_dim, with one order of the neighbors.
+    neighbors = min(NEIGHBORS, len(train.mu))
+    return _correct(KNeighborsClassifier(neighbors, algorithm="brute"), train, test)
 
 
-def _correct(model: Any, train_mu: Tensor, train_labels: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-    model.fit(train_mu.numpy(), train_labels.numpy())
-    return torch.from_numpy(model.predict(mu.numpy()) == labels.numpy()).float()
+def linear_correct(train: Codes, test: Codes) -> Tensor:
+    """Whether multinomial logistic regression on standardized codes finds the label, [N]."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    with threadpool_limits(1):  # with other sums its iterations end in other bits
+        return _correct(
+            model, Codes(train.mu.double(), train.labels), Codes(test.mu.double(), test.labels)
+        )
+
+
+def _correct(model: ClassifierMixin, train: Codes, test: Codes) -> Tensor:
+    model.fit(train.mu.numpy(), train.labels.numpy())
+    return torch.from_numpy(model.predict(test.mu.numpy()) == test.labels.numpy()).float()

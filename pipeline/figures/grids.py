@@ -25,15 +25,15 @@ def save_pairs(
     *,
     columns: int = 8,
 ) -> None:
-    """Write pairs as a grid, each original to the left of its reconstruction; both [N, D] in [0, 1]."""
+    """Write pairs as a grid, each original left of its reconstruction; both [N, D] in [0, 1]."""
     pairs = [images.view(-1, *image_shape) for images in (originals, reconstructions)]
     _save(tile(torch.cat(pairs, dim=2), columns), path)
 
 
 def tile(cells: Tensor, columns: int) -> Tensor:
-    """Cells [N, h, w] as one image with a line of one pixel around each; equal to torchvision's make_grid.
+    """Cells [N, h, w] as one image, with a line of one pixel around each.
 
-    torchvision takes more than a second to import.
+    Equal to torchvision's make_grid; torchvision takes more than a second to import.
     """
     columns = min(columns, len(cells))
     missing = -len(cells) % columns

@@ -1,7 +1,7 @@
 """Samples from the prior and reconstructions, always from the same noise.
 
-The noise depends neither on `seed` nor, dimension by dimension, on `z_dim`: grids of different epochs and runs can be
-compared cell by cell.
+The noise depends neither on `seed` nor, dimension by dimension, on `z_dim`: grids of different
+epochs and runs can be compared cell by cell.
 """
 
 import torch
@@ -28,7 +28,10 @@ def generate(model: VAE, labels: Tensor) -> Tensor:
 @one_thread()
 @torch.no_grad()
 def reconstruct(model: VAE, images: Tensor, labels: Tensor) -> Tensor:
-    """E[x|z] for one z ~ q(z|x) per image, with fixed noise: uint8 [N, D], labels [N] -> [N, D] in [0, 1], CPU."""
+    """E[x|z] for one z ~ q(z|x) per image, with fixed noise: images uint8 [N, D], labels [N].
+
+    Returns [N, D] in [0, 1], on the CPU.
+    """
     batch = to_batch(images, labels, model.device)
     eps = standard_normal_columns(len(images), model.z_dim, PROTOCOL_SEED, "reconstruct")
     z = reparameterize(model.encode(batch), eps.to(model.device))

@@ -1,87 +1,73 @@
-"""Stage `judge`: a classifier trained on the training split, in whose features samples are compared with real images.
+"""Stage `train_classifier`: the dataset -> a classifier whose features compare samples with images.
 
-Notable: it depends on the data set alone, so DVC runs it once for all experiments. The floor is what real training
-images score against the test images: no sample can be asked to come nearer.
+It depends on the dataset alone, so DVC runs it once for all experiments. The floor in its report is
+the score of real training images against the test images.
 """
 
-from pipeline.errors import InputError, run, writing
-from pipeline.params import load_params
-from pipeline.runtime.files import home
-from pipeline.runtime.cores import join
-
-if __name__ == "__main__":
-    run(load_params)  # what is wrong in params.yaml is said before the seconds that torch takes to import
-    join(home())  # and who computes already has made room by then
-
-import hashlib
 import json
 import math
-from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.evaluation.classifier import EPOCHS, Classifier, judge, new_classifier, save_classifier, train_classifier
-from pipeline.data.mnist import IMAGES, load_labelled
+from pipeline.data.datasets import Split, dataset_name, load_split
+from pipeline.errors import UserError, run, writing
+from pipeline.evaluation.classifier import (
+    EPOCHS,
+    Classifier,
+    classify,
+    new_classifier,
+    save_classifier,
+    train_classifier,
+)
 from pipeline.evaluation.sample_quality import NEIGHBORS, quality
-
-RAW = Path("data/raw")
-JUDGE = Path("data/judge/judge.safetensors")
-REPORT = Path("reports/judge.json")
+from pipeline.paths import CLASSIFIER, CLASSIFIER_REPORT, DATASET
+from pipeline.runtime.files import sha256_file
 
 
 def main() -> None:
-    """Read the images and their labels, train the judge, write it and what it is worth."""
-    params = load_params()
-    train, train_labels = read("train")
-    test, test_labels = read("test")
-    print(f"judge: {len(train)} images of {params.dataset}")
+    """Read the dataset, train the classifier, write it and its report."""
+    train, test = load_split(DATASET, "train"), load_split(DATASET, "test")
+    count = min(len(train.images), len(test.images))
+    name = dataset_name(DATASET)
+    if count <= NEIGHBORS:
+        raise UserError(name, f"each split must have more than {NEIGHBORS} images (got {count})")
+    print(f"train_classifier: {len(train.images)} images of {name}")
 
-    model = trained(train, train_labels)
-    with writing(JUDGE):
-        JUDGE.parent.mkdir(parents=True, exist_ok=True)
-        save_classifier(model, JUDGE)
+    model = new_classifier(name, train.image_shape, int(train.labels.max()) + 1)
+    run_epochs(model, train)
+    save_classifier(model, CLASSIFIER)
 
-    seen = judge(model, test)
-    accuracy = int((seen.classes == test_labels).sum()) / len(test)
-    count = min(len(train), len(test))
-    floor = quality(seen.features, judge(model, train[:count]).features)
+    real = classify(model, test.images)
+    floor = quality(real.features, classify(model, train.images[:count]).features)
+    accuracy = int((real.classes == test.labels).sum()) / len(test.images)
     report = {
-        "judge": {
-            "accuracy": accuracy,
-            "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(test)),
-            "num_images": len(test),
-            "sha256": hashlib.sha256(JUDGE.read_bytes()).hexdigest(),
+        "classifier": {
+            "test_accuracy": accuracy,
+            "test_accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(test.images)),
+            "num_images": len(test.images),
+            "sha256": sha256_file(CLASSIFIER),
         },
         "floor": floor | {"num_images": count},
     }
-    with writing(REPORT):
-        REPORT.parent.mkdir(parents=True, exist_ok=True)
-        REPORT.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with writing(CLASSIFIER_REPORT):
+        CLASSIFIER_REPORT.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(report, indent=2, allow_nan=False)
+        CLASSIFIER_REPORT.write_text(text + "\n", encoding="utf-8")
 
-    print(f"judge: {accuracy:.2%} of {len(test)} test images right")
     print(
-        "judge: the floor, training against test images: Fréchet distance {fd_judge:.4f}, precision {precision:.3f}, "
-        "recall {recall:.3f}, density {density:.3f}, coverage {coverage:.3f}".format(**floor)
+        f"train_classifier: accuracy {accuracy:.2%} on {len(test.images)} test images; Frechet "
+        f"distance of {count} training images {floor['frechet_distance']:.4f}"
     )
-    print(f"judge: wrote {JUDGE} and {REPORT}")
+    print(f"train_classifier: wrote {CLASSIFIER} and {CLASSIFIER_REPORT}")
 
 
-def read(split: str) -> tuple[Tensor, Tensor]:
-    """The images of a split and their labels. Raises InputError where they are too few to compare."""
-    images, labels = load_labelled(RAW, split)
-    if len(images) <= NEIGHBORS:
-        raise InputError(f"{RAW / IMAGES[split]}: must hold more than {NEIGHBORS} images (it holds {len(images)})")
-    return images, labels
-
-
-def trained(images: Tensor, labels: Tensor) -> Classifier:
-    """A judge of these images, on the CPU whatever device trains the VAE."""
-    model = new_classifier()
-    with tqdm(train_classifier(model, images, labels), total=EPOCHS, unit="epoch", disable=None) as progress:
+def run_epochs(model: Classifier, split: Split) -> None:
+    """Train with a progress bar, on the CPU whatever device trains the VAE."""
+    epochs = train_classifier(model, split)
+    with tqdm(epochs, total=EPOCHS, unit="epoch", disable=None) as progress:
         for record in progress:
-            progress.set_postfix_str("loss {loss:.3f}, accuracy {accuracy:.4f}".format(**record))
-    return model
+            loss, accuracy = record["loss"], record["accuracy"]
+            progress.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.4f}")
 
 
 if __name__ == "__main__":
