@@ -26,7 +26,8 @@ def broken_contracts(graph: grimp.ImportGraph) -> set[str]:
     session = {"root_packages": ["pipeline"], "include_external_packages": "True"}
     broken = set()
     for options in CONFIG["tool"]["importlinter"]["contracts"]:
-        contract = TYPES[options["type"]](options["name"], session, options)
+        as_read = {key: str(x) if isinstance(x, bool) else x for key, x in options.items()}
+        contract = TYPES[options["type"]](options["name"], session, as_read)
         if not contract.check(copy.deepcopy(graph), verbose=False).kept:
             broken.add(options["name"])
     return broken
