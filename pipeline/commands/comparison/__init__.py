@@ -1,1 +1,1 @@
-"""What `compare` says of several runs."""
+"""What `compare` computes and shows: runs, configurations, intervals, tables, charts, the page."""

@@ -1,146 +1,187 @@
-"""The charts of a comparison: the rate–distortion plane, a small one for each of the main metrics, and the curves."""
+"""The charts of the page, as Plotly's JSON. Colors of text and grid, and the legend, are the page's."""
 
-import math
-from collections.abc import Iterator
-from typing import NamedTuple
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import plotly.graph_objects as go
+import numpy as np
+import pandas as pd
 
-from pipeline.commands.comparison.curves import bound, digits, dimensions, training
-from pipeline.commands.comparison.drawing import LABEL, SOFT, Chart, bars, blank, plain, short, spaced, style
-from pipeline.commands.comparison.groups import Comparison, Group
-from pipeline.commands.comparison.quantities import NATS, QUANTITIES, show, upper
-from pipeline.commands.comparison.statistics import Summary
+from pipeline.commands.comparison.configurations import Comparison
+from pipeline.commands.comparison.quantities import quantity
+from pipeline.commands.comparison.runs import Blobs
+from pipeline.paths import BOUND, CLASSES, HISTORY, KL_PER_DIMENSION
 
-DOTS = ("nll", "neg_elbo", "nll_binarized", "fd_judge", "precision", "recall", "knn_accuracy", "mutual_information")
-JUDGED = ("fd_judge", "precision", "recall", "density", "coverage")
-
-Point = tuple[Group, Summary, Summary]  # with rate and distortion
-
-
-class Box(NamedTuple):
-    """The part of the plane that is shown, in nats."""
-
-    left: float
-    width: float
-    bottom: float
-    height: float
-
-
-def charts(comparison: Comparison) -> list[Chart]:
-    """Every chart for which there is something to draw."""
-    wide = [plane, training, bound, dimensions, digits]
-    return [*(chart for draw in wide if (chart := draw(comparison))), *dots(comparison)]
+# After Okabe and Ito: distinguishable with every kind of color vision, on black and on white.
+COLORS = ("#1f7fc4", "#d55e00", "#009e73", "#c9669b", "#d18f00", "#7c68c8", "#7f7f7f")
+MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon")
+GLYPHS = ("●", "■", "◆", "▲", "✚", "▼", "★", "⬢")  # the same marks in text
+GRAY = "#8a8a8a"
+POINTS = 80  # of a curve, at most
+DOTS = (
+    "nll",
+    "neg_elbo",
+    "nll_binarized",
+    "frechet_distance",
+    "precision",
+    "recall",
+    "knn_accuracy",
+)
 
 
-def plane(comparison: Comparison) -> Chart | None:
-    """Rate and distortion, with the lines on which −ELBO, their sum, is the same."""
-    points: list[Point] = [
-        (group, rate, distortion)
-        for group in comparison.groups
-        if (rate := group.summary("kl")) and (distortion := group.summary("recon"))
+class Chart(NamedTuple):
+    """One chart; `wide` is for curves."""
+
+    name: str
+    title: str
+    caption: str
+    height: int
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    wide: bool = True
+
+
+class Curve(NamedTuple):
+    """A column of a report over another; `y`: the columns to draw, the first that has values."""
+
+    path: Path
+    x: str
+    y: tuple[str, ...]
+    title: str
+    caption: str
+    scale: str = "log"
+    mode: str = "lines"
+
+
+CURVES = (
+    Curve(HISTORY, "epoch", ("val/neg_elbo", "train/neg_elbo"), "Training: −ELBO by epoch",
+          "Validation images; dashed: training images, if none are held out. One line per seed."),
+    Curve(BOUND, "k", ("widened",), "Bound of −log p(x) by samples per image",
+          "If a line still falls at its end, −log p(x) is lower than the estimate."),
+    Curve(KL_PER_DIMENSION, "rank", ("kl",), "KL of each latent dimension, largest first",
+          "A dimension near zero is not used.", "linear"),
+    Curve(CLASSES, "label", ("samples",), "Classes of the samples", "Shares, by the classifier.",
+          "category", "markers"),
+)  # fmt: skip
+
+
+def styles(labels: Sequence[str]) -> pd.DataFrame:
+    """Return how each configuration is drawn everywhere: color, mark, glyph, and a key."""
+    looks = {"color": COLORS, "mark": MARKS, "glyph": GLYPHS}
+    table = pd.DataFrame({name: np.resize(look, len(labels)) for name, look in looks.items()})
+    table["key"] = "g" + table.index.astype(str)
+    return table.set_index(pd.Index(labels))
+
+
+def charts(comparison: Comparison, shown: Sequence[str], blobs: Blobs) -> list[Chart]:
+    """Return every chart that has data; `blobs` has the reports of the configurations in `shown`."""
+    curves = [overlay(curve, comparison, shown, blobs) for curve in CURVES]
+    drawn = [plane(comparison), *curves, *(dots(comparison, name) for name in DOTS)]
+    return [chart for chart in drawn if chart.data]
+
+
+def plane(comparison: Comparison) -> Chart:
+    """Rate and distortion, with lines of equal −ELBO, their sum."""
+    points = comparison.mean.reindex(columns=["kl", "recon"]).dropna()
+    spread = comparison.spread.reindex(columns=["kl", "recon"])
+    data = [
+        marker(comparison, label, [x], [y])
+        | {"error_x": error_bar(spread.kl[label]), "error_y": error_bar(spread.recon[label])}
+        for label, x, y in points.itertuples()
     ]
-    if not points:
-        return None
-    rates, distortions = [rate.mean for _, rate, _ in points], [distortion.mean for *_, distortion in points]
-    # Neither axis is stretched so far beyond the other that a difference of nothing fills it.
-    least = max(2.0, 0.4 * (max(rates) - min(rates)), 0.4 * (max(distortions) - min(distortions)))
-    box = Box(*spaced(rates, least), *spaced(distortions, least))
-    figure = blank("rate: KL, nats per image", "distortion: recon, nats per image", height=460)
-    figure.update_xaxes(range=[box.left, box.left + box.width])
-    figure.update_yaxes(range=[box.bottom, box.bottom + box.height])
-    for line in iso_lines(box):
-        figure.add_trace(line)
-    for place, point in enumerate(points):
-        _put(figure, comparison, point, box, named=not any(_crowded(point, other, box) for other in points[:place]))
-    said = "; ".join(f"{group.label}: KL {rate.mean:.2f}, recon {recon.mean:.2f}" for group, rate, recon in points)
-    return Chart(
-        "plane", "Rate and distortion",
-        "Along a dotted line −ELBO = KL + recon is the same: towards the lower left is better, along a line nats only"
-        " move from one to the other. Small open marks are single seeds.",
-        f"Rate–distortion plane, in nats per image. {said}.", figure,
-    )  # fmt: skip
+    caption = "−ELBO = KL + recon is the same along a dotted line; lower left is better."
+    layout = axes("KL, nats per image", "recon, nats per image")
+    title = "Rate and distortion"
+    return Chart("plane", title, caption, 440, [*iso_lines(points), *data], layout)
 
 
-def iso_lines(box: Box) -> Iterator[go.Scatter]:
-    """Lines y = c − x across the plane, each with its c where it comes in, at the top or on the left."""
-    low, high = box.left + box.bottom, box.left + box.bottom + box.width + box.height
-    step = next(d * 10.0**power for power in range(-3, 9) for d in (1, 2, 5) if high - low <= 9 * d * 10.0**power)
-    for number in range(math.ceil(low / step), math.floor(high / step) + 1):
-        c = number * step
-        start, end = max(box.left, c - box.bottom - box.height), min(box.left + box.width, c - box.bottom)
-        inside = start + 0.03 * box.width  # where what is written is not cut off
-        if inside < end - 0.05 * box.width:
-            yield go.Scatter(
-                x=[start, inside, end], y=[c - start, c - inside, c - end], mode="lines+text", hoverinfo="skip",
-                text=["", f"−ELBO {c:g}", ""], textposition="middle right",
-                textfont={"color": SOFT, "size": 11}, line={"color": SOFT, "width": 1, "dash": "dot"},
-            )  # fmt: skip
+def iso_lines(points: pd.DataFrame) -> list[dict[str, Any]]:
+    """Contours of x + y around the points: exact, as the function is linear."""
+    if points.empty:
+        return []
+    low, high = points.min(), points.max()
+    margin = max(1.0, 0.3 * float((high - low).max()))
+    (left, bottom), (right, top) = low - margin, high + margin
+    sums = [[left + bottom, right + bottom], [left + top, right + top]]
+    contour = {"type": "contour", "x": [left, right], "y": [bottom, top], "z": sums}
+    lines = {"coloring": "none", "showlabels": True, "labelfont": {"color": GRAY, "size": 11}}
+    look = {"line": {"color": GRAY, "dash": "dot", "width": 1}, "hoverinfo": "skip"}
+    return [contour | look | {"contours": lines, "ncontours": 10, "showscale": False}]
 
 
-def _crowded(point: Point, other: Point, box: Box) -> bool:
-    """Whether two names would be written over one another."""
-    near = abs(point[1].mean - other[1].mean) < 0.35 * box.width
-    return near and abs(point[2].mean - other[2].mean) < 0.045 * box.height
+def overlay(curve: Curve, comparison: Comparison, shown: Sequence[str], blobs: Blobs) -> Chart:
+    """One report of all shown runs in one chart."""
+    data = []
+    for label in shown:
+        for run in comparison.members(label):
+            table = read_table(curve, blobs.get((run.experiment.commit, curve.path), b""))
+            for name in table.columns[1:]:
+                trace = marker(comparison, label, table[curve.x].tolist(), table[name].tolist())
+                dash = "solid" if name == curve.y[0] else "dash"
+                trace |= {"name": plain(run.name), "mode": curve.mode, "line": {"dash": dash}}
+                data.append(trace)
+    layout = axes(curve.x, "")
+    layout["xaxis"]["type"] = curve.scale
+    return Chart(curve.path.stem, curve.title, curve.caption, 380, data, layout)
 
 
-def _put(figure: go.Figure, comparison: Comparison, point: Point, box: Box, *, named: bool) -> None:
-    """A configuration in the plane: its mean with error bars and, where it has room, its name; its seeds."""
-    group, rate, distortion = point
-    drawn = style(comparison, group)
-    words = "KL %{x:.2f}, recon %{y:.2f}<extra></extra>"
-    for run in group.runs if rate.seeds > 1 else []:
-        if {"kl", "recon"} <= run.metrics.keys():
-            figure.add_scatter(
-                x=[run.metrics["kl"]], y=[run.metrics["recon"]], mode="markers", opacity=0.6, legendgroup=drawn.key,
-                marker={"color": drawn.colour, "symbol": f"{drawn.mark}-open", "size": 7},
-                hovertemplate=f"{plain(run.name)}, one seed: {words}",
-            )  # fmt: skip
-    figure.add_scatter(
-        x=[rate.mean], y=[distortion.mean], error_x=bars([rate.spread]), error_y=bars([distortion.spread]),
-        mode="markers+text" if named else "markers", text=[f"\u00a0\u00a0{short(group.label)}\u00a0\u00a0"],
-        textposition="middle left" if rate.mean > box.left + box.width / 2 else "middle right",
-        textfont={"color": drawn.colour}, marker={"color": drawn.colour, "symbol": drawn.mark, "size": 11},
-        legendgroup=drawn.key, hovertemplate=f"{plain(group.label)}: {words}",
-    )  # fmt: skip
+def read_table(curve: Curve, content: bytes) -> pd.DataFrame:
+    """Return x and the first y that has values, thinned; no columns if the report has none."""
+    try:
+        table = pd.read_csv(io.BytesIO(content)).dropna(axis="columns", how="all").round(4)
+    except ValueError:
+        return pd.DataFrame()
+    columns = [curve.x, *table.columns.intersection(curve.y).sort_values(ascending=False)[:1]]
+    if not table.columns.intersection(columns[1:]).size:
+        return pd.DataFrame()
+    places = np.unique(np.geomspace(1, len(table), POINTS).astype(int)) - 1
+    return table[columns].iloc[places]
 
 
-def dots(comparison: Comparison) -> Iterator[Chart]:
-    """A small chart for each of the main metrics: a point with its error bar for every configuration."""
-    for name in DOTS:
-        quantity = QUANTITIES[name]
-        found = [(group, summary) for group in comparison.groups if (summary := group.summary(name))]
-        if not found:
-            continue
-        figure = blank("nats per image" if quantity.unit == NATS else "", "", height=70 + 26 * len(found))
-        for group, summary in found:
-            drawn = style(comparison, group)
-            figure.add_scatter(
-                x=[summary.mean], y=[drawn.key], error_x=bars([summary.spread]), mode="markers", legendgroup=drawn.key,
-                marker={"color": drawn.colour, "symbol": drawn.mark, "size": 10},
-                hovertemplate=f"{plain(group.label)}: {show(summary.mean, quantity)}<extra></extra>",
-            )  # fmt: skip
-        keys = [style(comparison, group).key for group, _ in found]
-        figure.update_yaxes(
-            type="category", autorange="reversed", categoryarray=keys, tickvals=keys,
-            ticktext=[_tick(group.label) for group, _ in found],
-        )  # fmt: skip
-        caption = f"{upper(quantity.meaning)}" + (f"; {quantity.wish}." if quantity.wish else ".")
-        if (floor := _floor(comparison, name)) is not None:
-            figure.add_vline(x=floor, line={"color": SOFT, "dash": "dot", "width": 1.5})
-            # A line alone would not widen the axis.
-            figure.add_scatter(x=[floor], y=keys[:1], mode="markers", marker={"opacity": 0}, hoverinfo="skip")
-            caption += f" Dotted: {show(floor, quantity)}, what real training images get."
-        said = "; ".join(f"{group.label}: {show(summary.mean, quantity)}" for group, summary in found)
-        yield Chart(name, quantity.symbol, caption, f"{quantity.symbol}. {said}.", figure, wide=False)
+def dots(comparison: Comparison, name: str) -> Chart:
+    """One point with its error bar per configuration, and what real images score."""
+    shown, means = quantity(name), comparison.mean.reindex(columns=[name])[name].dropna()
+    data = []
+    for label, value in means.items():
+        point = marker(comparison, str(label), [value], [short(str(label))])
+        data.append(point | {"error_x": error_bar(comparison.spread.at[label, name])})
+    floor = comparison.members(comparison.baseline)[0].classifier.get("floor", {})
+    if data and name in floor:
+        look = {"color": GRAY, "symbol": "line-ns-open", "size": 12}
+        real = {"x": [floor[name]], "y": ["real images"], "mode": "markers", "marker": look}
+        data.append(real | {"name": "real images"})
+    layout = axes("", "")
+    layout["yaxis"] |= {"type": "category", "autorange": "reversed"}
+    return Chart(name, shown.symbol, shown.meaning, 70 + 24 * len(data), data, layout, wide=False)
 
 
-def _tick(label: str) -> str:
-    most = LABEL - 8
-    return plain(label if len(label) <= most else f"{label[: most - 1]}…")
+def marker(comparison: Comparison, label: str, x: list[Any], y: list[Any]) -> dict[str, Any]:
+    """Return points in the style of a configuration."""
+    look = styles(comparison.labels).loc[label]
+    return {
+        "type": "scatter", "mode": "markers", "x": x, "y": y, "name": plain(label),
+        "legendgroup": look.key, "marker": {"color": look.color, "symbol": look.mark, "size": 9},
+        "hovertemplate": "%{fullData.name}: (%{x:.5g}, %{y:.5g})<extra></extra>",
+    }  # fmt: skip
 
 
-def _floor(comparison: Comparison, name: str) -> float | None:
-    """What real images get from the baseline's judge; None where the metric has no such floor."""
-    floor = comparison.baseline.runs[0].judge.get("floor", {}).get(name) if name in JUDGED else None
-    return None if floor is None else float(floor)
+def error_bar(spread: float) -> dict[str, Any]:
+    """Return an error bar; none if the spread is not known."""
+    return {"type": "data", "array": [float(np.nan_to_num(spread))], "thickness": 1.5, "width": 4}
+
+
+def axes(x: str, y: str) -> dict[str, Any]:
+    """Return the titles of the axes; the page adds the rest of the layout."""
+    return {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+
+
+def plain(text: str) -> str:
+    """Return text that Plotly, which reads some HTML and %{...}, shows unchanged."""
+    return escape(text, quote=False).replace("%{", "% {")
+
+
+def short(label: str) -> str:
+    """Return as much of a label as fits beside a small chart."""
+    return plain(label if len(label) <= 20 else f"{label[:19]}…")

@@ -1,79 +1,73 @@
-"""The comparison as one HTML page that needs nothing but itself: no network, no other file."""
+"""The comparison as one HTML file that needs no network and no other file."""
 
 import base64
-import json
-import struct
-from collections.abc import Iterator, Sequence
+import gzip
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from pipeline.commands.comparison.charts import charts
-from pipeline.commands.comparison.drawing import style
-from pipeline.commands.comparison.groups import Comparison, Group
-from pipeline.commands.comparison.quantities import QUANTITIES, upper
-from pipeline.commands.comparison.runs import Run
-from pipeline.commands.comparison.tables import metrics, paired, results, seeds
-from pipeline.commands.comparison.wording import answer, caveat
+from pipeline.commands.comparison import tables
+from pipeline.commands.comparison.charts import CURVES, charts, styles
+from pipeline.commands.comparison.configurations import Comparison
+from pipeline.commands.comparison.links import Link
+from pipeline.commands.comparison.quantities import QUANTITIES
+from pipeline.commands.comparison.runs import read_blobs
+from pipeline.paths import BOUND, FIGURES, GENERATED, KL_PER_DIMENSION, RECONSTRUCTED
+from pipeline.runtime.git import git
 
-# What each picture shows, the same for every run but for the model that it came from.
-PICTURES = {
-    "generated": (
-        "Samples from the prior",
-        "128 digits that the decoder makes of z ~ N(0, I), the same z in every run",
-    ),
-    "reconstructed": (
-        "Reconstructions",
-        "64 test images, each on the left of its reconstruction, the same in every run",
-    ),
-    "traversals": ("Traversals", "one latent dimension at a time is moved, the others stand still"),
-    "interpolations": ("Interpolations", "ways from one test image to another, straight in latent space"),
-    "posterior_means": ("Posterior means", "where the encoder puts the test images, a colour for each digit"),
-    "manifold": ("Manifold", "what the decoder makes of a grid over the two latent dimensions"),
-}
+SHOWN = 6  # configurations with curves and pictures
+CHARTED = {BOUND.stem, KL_PER_DIMENSION.stem}  # figures that are charts here
+
+Pictures = dict[str, dict[str, str]]
 
 
-def render(comparison: Comparison, notes: Sequence[tuple[str, str]], tracking: str) -> str:
-    """The page. `notes`: of whom, and what. `tracking` says what the links to MLflow want, or why there are none."""
+def render(
+    comparison: Comparison,
+    notes: Sequence[tuple[str, str]],
+    links: Mapping[str, Link],
+    commands: Mapping[str, str],
+    root: Path,
+) -> str:
+    """Return the page. `links` and `commands` are by the name of the run."""
+    best = comparison.labels[: SHOWN - 1]
+    shown = list(dict.fromkeys([*best, comparison.baseline, *comparison.labels]))[:SHOWN]
+    runs = [run for label in shown for run in comparison.members(label)]
+    wanted = [(run.experiment.commit, curve.path) for run in runs for curve in CURVES]
+    drawn = charts(comparison, shown, read_blobs(root, wanted))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    environment.filters["size"] = lambda png: struct.unpack(">II", png[16:24])  # of a PNG, in pixels
-    environment.filters["upper_first"] = upper
-    drawn = charts(comparison)
     return environment.get_template("page.html").render(
-        comparison=comparison, notes=notes, answer=answer(comparison), caveat=caveat(comparison), tracking=tracking,
-        results=results(comparison), paired=paired(comparison), seeds=seeds(comparison), metrics=metrics(comparison),
-        charts=drawn, figures={chart.name: figure_of(chart.figure) for chart in drawn},
-        pictures=list(pictures(comparison)), runs=list(runs(comparison)),
-        glossary=[q for q in QUANTITIES.values() if any(group.summary(q.name) for group in comparison.groups)],
-        style=lambda group: style(comparison, group), plotly=get_plotlyjs(),
+        comparison=comparison, tables=tables, shown=shown, notes=notes, links=links,
+        commands=commands, charts=drawn, pictures=pictures(comparison, shown, root),
+        figures={chart.name: {"data": chart.data, "layout": chart.layout} for chart in drawn},
+        quantities=QUANTITIES, styles=styles(comparison.labels), plotly=plotly(),
     )  # fmt: skip
 
 
-def figure_of(figure: Any) -> dict[str, Any]:
-    """A figure as what plotly.js draws."""
-    drawn: dict[str, Any] = json.loads(figure.to_json())
-    return drawn
+def pictures(comparison: Comparison, shown: Sequence[str], root: Path) -> Pictures:
+    """Return data URIs of the pictures of each configuration's first seed: title -> label -> URI."""
+    commits = {label: comparison.members(label)[0].experiment.commit for label in shown}
+    folder = f"{FIGURES.as_posix()}/"
+    listed = [git("ls-tree", "--name-only", commit, folder, at=root) for commit in commits.values()]
+    figures = sorted(set("".join(listed).splitlines()))
+    paths = [GENERATED, RECONSTRUCTED, *map(Path, figures)]
+    wanted = [(commit, path) for commit in commits.values() for path in paths]
+    blobs = read_blobs(root, wanted)
+    found: Pictures = {}
+    for path in paths:
+        for label, commit in commits.items():
+            content = base64.b64encode(blobs.get((commit, path), b"")).decode()
+            if content and path.stem not in CHARTED:
+                title = path.stem.replace("_", " ").capitalize()
+                found.setdefault(title, {})[label] = f"data:image/png;base64,{content}"
+    return found
 
 
-def pictures(comparison: Comparison) -> Iterator[tuple[str, str, str, list[tuple[Group, Run, bytes]]]]:
-    """Name, title and words of each kind of picture, and one of every group that has it: its first seed's."""
-    for name, (heading, words) in PICTURES.items():
-        having = [
-            next(((group, run, run.pictures[name]) for run in group.runs if name in run.pictures), None)
-            for group in comparison.groups
-        ]
-        if found := [entry for entry in having if entry]:
-            yield name, heading, words, found
-
-
-def runs(comparison: Comparison) -> Iterator[tuple[Group, Run]]:
-    """Every run, with its group."""
-    for group in comparison.groups:
-        for run in (*group.runs, *group.repeats):
-            yield group, run
+def plotly() -> Any:
+    """Return plotly.js, compressed: 1.9 MB in place of 4.8."""
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()

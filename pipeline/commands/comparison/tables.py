@@ -1,117 +1,155 @@
-"""The page's tables: a row for each configuration, and for each cell what it is sorted by."""
+"""A comparison as sentences, notes and pandas tables of text, for the terminal and the page."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.commands.comparison.groups import Comparison, Group, paired_columns
-from pipeline.commands.comparison.quantities import QUANTITIES, TABLES
-from pipeline.commands.comparison.wording import between, interval, kind, measured, said, shortened, shown
+import pandas as pd
 
+from pipeline.commands.comparison.configurations import Comparison
+from pipeline.commands.comparison.quantities import QUANTITIES, Quantity, quantity
+from pipeline.commands.comparison.runs import Run
+from pipeline.commands.comparison.statistics import Difference
 
-class Cell(NamedTuple):
-    """A table's cell: what it shows, what it is sorted by, a second line, and a tone (better, worse)."""
-
-    text: str
-    key: float | str | None = None
-    detail: str = ""
-    tone: str = ""
-
-
-class Row(NamedTuple):
-    """A table's row: the group that it is of, its header, and the cells."""
-
-    group: Group
-    header: Cell
-    cells: Sequence[Cell]
+NOTHING = "—"
+PROTOCOL = {
+    "images": "evaluated on other images than {base}: no paired differences",
+    "likelihood": "likelihood {ours}, {base} has {theirs}: only −log p(b) can be compared",
+    "binarization": "another binarization than {base}: no paired difference of −log p(b)",
+    "eval_samples": "−log p(x) with eval_samples {ours}, {base} with {theirs}: not equally tight",
+    "eval_proposal_scale": "−log p(x) with eval_proposal_scale {ours}, {base} with {theirs}",
+}
 
 
-class Table(NamedTuple):
-    """A table; every column can be sorted by."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Row]
-
-
-def header(group: Group) -> Cell:
-    """A group by its label, with the names of its runs below."""
-    names = shortened(group.names)
-    return Cell(group.label, group.label, "" if names == group.label else names)
-
-
-def value(group: Group, name: str) -> Cell:
-    """A metric of a group."""
-    summary = group.summary(name)
-    return Cell(measured(summary, QUANTITIES[name]), summary.mean if summary else None, kind(summary))
-
-
-def against(comparison: Comparison, group: Group, name: str) -> Cell:
-    """A paired difference to the baseline."""
-    if group is comparison.baseline:
-        return Cell("baseline", 0.0)
-    gap = comparison.difference(group, name)
-    if gap is None:
-        return Cell("—")
-    words = said(gap, QUANTITIES[name], comparison.seed_gap(name))
-    return Cell(f"{words.interval}: {words.verdict}", gap.value, words.detail, words.tone)
-
-
-def results(comparison: Comparison) -> Table:
-    """The main table: how sure the difference is, what came out, and what differs."""
-    bounds = [name for name in ("nll", "neg_elbo") if any(group.summary(name) for group in comparison.groups)]
-    rows = []
-    for group in comparison.groups:
-        params = [Cell(shown(given), _key(given)) for given in map(group.params.get, comparison.differing)]
-        pairs = [cell for name in bounds for cell in (against(comparison, group, name), value(group, name))]
-        rows.append(Row(group, header(group), [*pairs, Cell(str(len(group.runs)), len(group.runs)), *params]))
-    symbols = [column for symbol in (QUANTITIES[name].symbol for name in bounds) for column in (f"Δ {symbol}", symbol)]
-    caption = (
-        f"In nats per test image, lower is better; Δ is the difference to {comparison.baseline.label}, image by image,"
-        " with its 95 % interval. The ± of a value is the standard deviation over seeds (s.d.) or, of a single one, the"
-        " standard error over the test images (s.e.)."
+def answer(comparison: Comparison) -> str:
+    """Return the first thing a reader wants to know, as one sentence."""
+    best, rival = [*comparison.labels, "no other"][:2]
+    base, leading = comparison.baseline, comparison.leading
+    first = (
+        f"Best by mean {quantity(leading).symbol}: {best}, {values(comparison).at[best, leading]}"
     )
-    return Table(caption, ["configuration", *symbols, "seeds", *comparison.differing], rows)
+    against = differences(comparison)[leading]
+    if best == base:
+        return f"{first}; next: {rival}, {against.get(rival, NOTHING)}."
+    return f"{first}; against {base}: {against[best]}."
 
 
-def paired(comparison: Comparison) -> Table:
-    """Every per-image quantity against the baseline."""
-    columns = paired_columns(comparison)
-    rows = [
-        Row(group, header(group), [against(comparison, group, name) for name in columns])
-        for group in comparison.groups
-        if group is not comparison.baseline
+def caveat(comparison: Comparison) -> str:
+    """Return what the intervals leave out; "" if all of them include seed variance."""
+    texts = differences(comparison)[comparison.leading]
+    if not texts.str.contains("one seed").any():
+        return ""
+    counted = comparison.runs[comparison.runs["counts"]]
+    metric = pd.Series([run.metrics.get(comparison.leading) for run in counted["run"]])
+    seeds = metric.groupby(counted["label"].array)
+    known = (
+        f"here, seeds of one configuration differ by up to {(seeds.max() - seeds.min()).max():.2f}"
+    )
+    advice = known if seeds.count().max() > 1 else "`dvc exp run -n NAME -S seed=1` adds a seed"
+    return f"Intervals marked (one seed) do not include seed variance; {advice}."
+
+
+def values(comparison: Comparison) -> pd.DataFrame:
+    """Return every metric of every configuration: `92.70 ± 0.12`."""
+    means, spreads = (
+        table.apply(lambda column: column.map(quantity(str(column.name)).show))
+        for table in (comparison.mean, comparison.spread.reindex_like(comparison.mean))
+    )
+    text = means.where(spreads == "nan", means + " ± " + spreads)
+    return text.where(comparison.mean.notna(), NOTHING)
+
+
+def differences(comparison: Comparison) -> pd.DataFrame:
+    """Return every paired difference and what it means: `−0.42 ± 0.05 better`."""
+    table = comparison.differences.apply(
+        lambda column: column.map(lambda gap: describe(gap, quantity(str(column.name))))
+    ).reindex(columns=list(dict.fromkeys([*comparison.differences, comparison.leading])))
+    table = table.fillna(NOTHING)
+    table.loc[comparison.baseline] = "baseline"
+    return table
+
+
+def describe(gap: Difference | None, shown: Quantity) -> str:
+    """Return the interval, with digits enough for its half width, and the verdict."""
+    if not isinstance(gap, Difference):
+        return NOTHING
+    digits = 2 if gap.half >= 0.01 else 4
+    interval = f"{gap.value:+.{digits}f} ± {gap.half:.{digits}f}".replace("-", "−")
+    marked = " (one seed)" if gap.seeds is None else ""
+    return f"{interval} {shown.verdict(gap.sign)}{marked}"
+
+
+def results(comparison: Comparison) -> pd.DataFrame:
+    """Return the main table: one row per configuration, the best first."""
+    columns = list(dict.fromkeys([comparison.leading, "nll", "neg_elbo"]))
+    by_label = comparison.runs.groupby("label")
+    table = by_label.agg(runs=("name", shortened), seeds=("counts", "sum")).loc[comparison.labels]
+    measured, paired = values(comparison), differences(comparison)
+    for name in measured.columns.intersection(columns, sort=False):
+        symbol = quantity(name).symbol
+        table[f"Δ {symbol}"] = paired.get(name, NOTHING)
+        table[symbol] = measured[name]
+    return table.join(comparison.params.fillna(NOTHING)).astype(str)
+
+
+def metrics(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Return a table of all metrics for each section of the page."""
+    table = values(comparison)
+    names = [*(name for name in QUANTITIES if name in table), *table.columns.difference(QUANTITIES)]
+    sections = pd.Series(names).groupby([quantity(name).section for name in names], sort=False)
+    return {str(section): symbols(table[list(columns)]) for section, columns in sections}
+
+
+def symbols(table: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
+    """Return the table with symbols in place of the names of metrics."""
+    return table.rename(columns=lambda name: prefix + quantity(name).symbol)
+
+
+def terminal(comparison: Comparison) -> str:
+    """Return the main table in ASCII, without the parameters: the labels have them."""
+    table = results(comparison).drop(columns=list(comparison.params))
+    lead = f"Δ {quantity(comparison.leading).symbol}"
+    against = table[lead]
+    table = table.drop(columns=table.filter(like="Δ").columns)
+    table[f"{lead[2:]} against {comparison.baseline}"] = against
+    table = table.rename(index=lambda name: name[:40]).map(ascii_text)
+    return table.rename(index=ascii_text, columns=ascii_text).to_string()
+
+
+def ascii_text(text: str) -> str:
+    """Return text for a terminal: names come from outside, and may contain escape sequences."""
+    plain = text.replace("−", "-").replace("±", "+/-").replace("—", "-").replace("é", "e")
+    return ascii(plain)[1:-1]
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Return the first of many names."""
+    first = list(names)
+    return ", ".join(first[:3]) + f" +{len(first) - 3}" * (len(first) > 3)
+
+
+def notes(comparison: Comparison, others: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return (runs, note): each note once. `others` are runs without results."""
+    found = [(run.name, note) for run in others for note in [*run.notes, "has no results"][:1]]
+    base = comparison.members(comparison.baseline)[0]
+    for row in comparison.runs.itertuples():
+        found += [(row.name, note) for note in (*row.run.notes, *_differences(row.run, base))]
+    for _, rows in comparison.runs.groupby(["label", "seed"]):
+        means = rows["run"].map(lambda run: run.metrics.get("neg_elbo"))
+        text = f"same parameters and seed as {rows['name'].iloc[0]}, which counts; other results"
+        found += [(name, text) for name in rows["name"][means != means.iloc[0]]]
+    frame = pd.DataFrame(found, columns=["run", "note"])
+    return [
+        (shortened(names), str(note)) for note, names in frame.groupby("note", sort=False)["run"]
     ]
-    caption = f"Differences to {comparison.baseline.label}, image by image, in nats, with 95 % intervals"
-    return Table(
-        caption, ["configuration", *(f"Δ {QUANTITIES[name].symbol}" for name in columns)], rows if columns else []
-    )
 
 
-def seeds(comparison: Comparison) -> Table:
-    """How the seeds of each configuration differ."""
-    symbol = QUANTITIES[comparison.leading].symbol
-    rows = [
-        Row(
-            group, Cell(f"seed {run.seed} − seed {first.seed}", group.label, group.label),
-            [Cell(f"{interval(gap)} nats", gap.value), Cell(between(gap), gap.sign)],
-        )
-        for group in comparison.groups
-        for run, first, gap in comparison.seeds(group)
-    ]  # fmt: skip
-    caption = f"Seeds of one configuration: differences of {symbol}, with 95 % intervals over the test images"
-    return Table(caption, ["seeds", "difference", "what it says"], rows)
-
-
-def metrics(comparison: Comparison) -> list[Table]:
-    """Everything that was measured, in tables that fit on paper."""
-    found = []
-    for caption, names in TABLES.items():
-        having = [name for name in names if any(group.summary(name) for group in comparison.groups)]
-        rows = [Row(group, header(group), [value(group, name) for name in having]) for group in comparison.groups]
-        if having:
-            found.append(Table(caption, ["configuration", *(QUANTITIES[name].symbol for name in having)], rows))
-    return found
-
-
-def _key(given: object) -> float | str | None:
-    return float(given) if isinstance(given, int | float) else None if given is None else str(given)
+def _differences(run: Run, base: Run) -> Iterator[str]:
+    """What differs from the baseline beside the parameters."""
+    changed = sorted(dict(run.code.items() ^ base.code.items()))
+    if changed:
+        yield f"code differs from {base.name}: {shortened(changed)}"
+    for key, text in PROTOCOL.items():
+        ours, theirs = run.protocol.get(key), base.protocol.get(key)
+        if {} not in (run.protocol, base.protocol) and ours != theirs:
+            yield text.format(base=base.name, ours=ours, theirs=theirs)
+    if run.classifier.get("classifier") != base.classifier.get("classifier"):
+        yield f"another classifier than {base.name}: scores of samples cannot be compared"
