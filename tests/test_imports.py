@@ -6,10 +6,12 @@ import tomllib
 import grimp
 import pytest
 from conftest import ROOT
+from importlinter.configuration import configure
 from importlinter.contracts.forbidden import ForbiddenContract
 from importlinter.contracts.independence import IndependenceContract
 from importlinter.contracts.layers import LayersContract
 
+configure()
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TYPES = {
     "forbidden": ForbiddenContract,
