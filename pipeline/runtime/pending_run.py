@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, writing
-from pipeline.runtime.files import home
+from pipeline.errors import UserError
+from pipeline.runtime.files import atomic_write, checkpoint_path, home
 from pipeline.runtime.git import Source, here
 
 CODE = Path(__file__).parents[2]
@@ -50,11 +50,7 @@ class PendingRun:
 
     def save(self) -> None:
         """Write the record; a reader never sees half of it."""
-        unfinished = self.path.with_suffix(".new")
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(asdict(self)), encoding="utf-8")
-            unfinished.replace(self.path)
+        atomic_write(self.path, json.dumps(asdict(self)).encode())
 
     def finish(self, model_sha256: str) -> None:
         """Record that the training has written this model."""
@@ -91,6 +87,12 @@ def find_pending(experiment: str, model_sha256: str) -> PendingRun | None:
     wanted = (experiment, model_sha256)
     matches = [each for each in pending_runs() if (each.experiment, each.model_sha256) == wanted]
     return matches[0] if matches else None
+
+
+def remove_checkpoint(experiment: str, model_sha256: str) -> None:
+    """Remove the checkpoint of a training that DVC has recorded: executed again, it starts anew."""
+    if record := find_pending(experiment, model_sha256):
+        checkpoint_path(record.fingerprint).unlink(missing_ok=True)
 
 
 @contextmanager

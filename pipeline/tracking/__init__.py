@@ -1,0 +1,16 @@
+"""Everything that knows MLflow. Importing it sets the environment variables that MLflow reads."""
+
+import os
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    # By default MLflow waits 4 minutes for a server that refuses connections, 20 for a silent one.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "PGCONNECT_TIMEOUT": "4",  # read by PostgreSQL's client library
+}
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)  # the user's own values take precedence

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pandas as pd
 import pyarrow.parquet
@@ -136,7 +136,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return provenance
 
 
-def read_history(path: Path) -> pd.DataFrame:
+def read_history(path: Path | IO[str]) -> pd.DataFrame:
     """One row per epoch, each value equal to the one that was written."""
     history = pd.read_csv(path, float_precision="round_trip")
     return history.astype(float).astype({"epoch": int})

@@ -1,0 +1,86 @@
+"""Upload every experiment, HEAD and the workspace to MLflow; rebuild a lost store from DVC.
+
+Exits with 0 if MLflow has one complete run for each, else with 2 and the list of the others.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from pipeline.errors import UserError
+from pipeline.paths import DVC_LOCK
+from pipeline.runtime.files import home
+from pipeline.runtime.git import Experiment, check_out, experiments, head, here, source_of, text_at
+from pipeline.runtime.pending_run import remove_checkpoint
+from pipeline.tracking.results import CACHED, read_results
+
+if TYPE_CHECKING:
+    from pipeline.tracking.client import Store
+
+WORKSPACE = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It has none."""
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Log everything that DVC has. Raises UserError if something could not be logged."""
+    from pipeline.tracking.client import open_store  # noqa: PLC0415 (MLflow takes seconds)
+
+    root = home()
+    store = open_store(root)
+    entries = [*committed(root), WORKSPACE]
+    failed = []
+    with tqdm(entries, unit="experiment", disable=None) as progress:
+        for entry in progress:
+            name = (entry.name or "HEAD") if entry else "workspace"
+            try:
+                message = log_commit(store, root, entry) if entry else log_workspace(store, root)
+            except UserError as error:
+                message = f"not in MLflow: {error}"
+                failed.append(name)
+            progress.write(f"log-all: {name}: {message}")
+    if failed:
+        raise UserError("log-all", f"not in MLflow: {', '.join(failed)}")
+    print("log-all: everything is in MLflow; `make ui` shows it")
+
+
+def committed(root: Path) -> Iterator[Experiment]:
+    """Every DVC experiment and HEAD, as far as something was executed there."""
+    last = head(root)
+    for entry in [*experiments(root), *([last] if last else [])]:
+        if text_at(entry.commit, str(DVC_LOCK), root):
+            yield entry
+
+
+def log_commit(store: "Store", root: Path, entry: Experiment) -> str:
+    """Log a commit from its files."""
+    from pipeline.tracking.log_run import log_run  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        check_out(entry.commit, CACHED, root, folder)
+        return log_run(store, read_results(folder), source_of(entry, root), entry.made)
+
+
+def log_workspace(store: "Store", root: Path) -> str:
+    """Log what `dvc repro` has left in the workspace, if it is up to date."""
+    from pipeline.tracking.log_run import log_run  # noqa: PLC0415
+
+    stages = ["train", "train_classifier", "evaluate"]
+    command = [sys.executable, "-m", "dvc", "status", "--quiet", *stages]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise UserError("dvc", " ".join(done.stderr.split()) or "dvc status failed")
+    if done.returncode == 1:
+        return "not up to date (`dvc status`), skipped"
+    results, source = read_results(), here()
+    remove_checkpoint(source.experiment, results.model_sha256)
+    return log_run(store, results, source)
