@@ -7,9 +7,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -18,12 +16,9 @@ from pipeline.paths import DVC_LOCK
 from pipeline.runtime.files import home
 from pipeline.runtime.git import Experiment, check_out, experiments, head, here, source_of, text_at
 from pipeline.runtime.pending_run import remove_checkpoint
+from pipeline.tracking.client import Store, open_store
+from pipeline.tracking.log_run import log_run
 from pipeline.tracking.results import CACHED, read_results
-
-if TYPE_CHECKING:
-    from pipeline.tracking.client import Store
-
-WORKSPACE = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Log everything that DVC has. Raises UserError if something could not be logged."""
-    from pipeline.tracking.client import open_store  # noqa: PLC0415 (MLflow takes seconds)
-
     root = home()
     store = open_store(root)
-    entries = [*committed(root), WORKSPACE]
+    commits = [*experiments(root), *filter(None, [head(root)])]
+    executed = [entry for entry in commits if text_at(entry.commit, str(DVC_LOCK), root)]
     failed = []
-    with tqdm(entries, unit="experiment", disable=None) as progress:
+    with tqdm([*executed, None], unit="experiment", disable=None) as progress:
         for entry in progress:
             name = (entry.name or "HEAD") if entry else "workspace"
             try:
@@ -52,28 +46,16 @@ def main(arguments: argparse.Namespace) -> None:
     print("log-all: everything is in MLflow; `make ui` shows it")
 
 
-def committed(root: Path) -> Iterator[Experiment]:
-    """Every DVC experiment and HEAD, as far as something was executed there."""
-    last = head(root)
-    for entry in [*experiments(root), *([last] if last else [])]:
-        if text_at(entry.commit, str(DVC_LOCK), root):
-            yield entry
-
-
-def log_commit(store: "Store", root: Path, entry: Experiment) -> str:
+def log_commit(store: Store, root: Path, entry: Experiment) -> str:
     """Log a commit from its files."""
-    from pipeline.tracking.log_run import log_run  # noqa: PLC0415
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         check_out(entry.commit, CACHED, root, folder)
         return log_run(store, read_results(folder), source_of(entry, root), entry.made)
 
 
-def log_workspace(store: "Store", root: Path) -> str:
+def log_workspace(store: Store, root: Path) -> str:
     """Log what `dvc repro` has left in the workspace, if it is up to date."""
-    from pipeline.tracking.log_run import log_run  # noqa: PLC0415
-
     stages = ["train", "train_classifier", "evaluate"]
     command = [sys.executable, "-m", "dvc", "status", "--quiet", *stages]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

@@ -37,12 +37,14 @@ def provenance(params: Mapping[str, object], device: str) -> dict[str, Any]:
     }
 
 
-def fingerprint(provenance: Mapping[str, Any], params: Mapping[str, object]) -> str:
+def fingerprint(
+    provenance: Mapping[str, Any], params: Mapping[str, object], root: Path = CODE
+) -> str:
     """The sha256 of the provenance, all parameters that `train` declares, and its code."""
     inputs = {
         "provenance": provenance,
-        "params": {key: params[key] for key in _stage("train", CODE)["params"]},
-        "code": code_sha256("train"),
+        "params": {key: params[key] for key in _stage("train", root)["params"]},
+        "code": code_sha256("train", root),
     }
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.runtime.files import atomic_write, checkpoint_path, home
-from pipeline.runtime.git import Source, here
+from pipeline.runtime.git import here
 
 CODE = Path(__file__).parents[2]
 PATIENCE = 2.0  # seconds that the follower has to finish after the training has ended
@@ -61,37 +61,32 @@ class PendingRun:
         """Remove the record: the MLflow run is complete, or the training has failed."""
         self.path.unlink(missing_ok=True)
 
-    def git_source(self) -> Source | None:
-        """Where the code stood in git when the training began."""
-        if self.source is None:
-            return None
-        return Source(**self.source | {"untracked": tuple(self.source["untracked"])})
 
-
-def load_pending(path: Path) -> PendingRun | None:
-    """The record in `path`; None if there is none or it is not readable."""
-    try:
-        return PendingRun(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+def load_pending(path: Path) -> PendingRun:
+    """The record in a file. Raises OSError, ValueError or TypeError if it cannot be read."""
+    return PendingRun(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def pending_runs() -> list[PendingRun]:
-    """All records, in the order of their file names."""
-    records = [load_pending(path) for path in sorted(_folder().glob("*.json"))]
-    return [record for record in records if record is not None]
+    """All records that can be read."""
+    records = []
+    for path in sorted(_folder().glob("*.json")):
+        with suppress(OSError, ValueError, TypeError):
+            records.append(load_pending(path))
+    return records
 
 
-def find_pending(experiment: str, model_sha256: str) -> PendingRun | None:
-    """The record of the execution that wrote this model in this DVC experiment."""
-    wanted = (experiment, model_sha256)
-    matches = [each for each in pending_runs() if (each.experiment, each.model_sha256) == wanted]
-    return matches[0] if matches else None
+def find_pending(**values: str) -> PendingRun | None:
+    """A record with these values, for example of `experiment` and `model_sha256`."""
+    for record in pending_runs():
+        if values.items() <= {key: str(value) for key, value in asdict(record).items()}.items():
+            return record
+    return None
 
 
 def remove_checkpoint(experiment: str, model_sha256: str) -> None:
-    """Remove the checkpoint of a training that DVC has recorded: executed again, it starts anew."""
-    if record := find_pending(experiment, model_sha256):
+    """Remove the checkpoint of a training that DVC has recorded: executed again, it restarts."""
+    if record := find_pending(experiment=experiment, model_sha256=model_sha256):
         checkpoint_path(record.fingerprint).unlink(missing_ok=True)
 
 
@@ -105,7 +100,9 @@ def follow_training(
     training with the same fingerprint and experiment, or a new one.
     """
     experiment = os.environ.get("DVC_EXP_NAME", "")
-    execution = execution or _interrupted(experiment, fingerprint) or uuid.uuid4().hex
+    if not execution:
+        interrupted = find_pending(experiment=experiment, fingerprint=fingerprint)
+        execution = interrupted.execution if interrupted else uuid.uuid4().hex
     record = PendingRun(experiment, fingerprint, dict(provenance), execution, _source())
     record.save()
     follower = subprocess.Popen(
@@ -130,14 +127,6 @@ def follow_training(
 
 def _folder() -> Path:
     return home() / ".dvc" / "tmp" / "runs"
-
-
-def _interrupted(experiment: str, fingerprint: str) -> str:
-    wanted = (experiment, fingerprint)
-    executions = [
-        each.execution for each in pending_runs() if (each.experiment, each.fingerprint) == wanted
-    ]
-    return executions[0] if executions else ""
 
 
 def _source() -> dict[str, Any] | None:

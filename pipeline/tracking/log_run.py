@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 from mlflow.entities import Run
@@ -9,17 +10,18 @@ from mlflow.entities import Run
 from pipeline.errors import UserError
 from pipeline.params import parse_yaml
 from pipeline.runtime.files import home
-from pipeline.runtime.fingerprint import fingerprint
+from pipeline.runtime.fingerprint import CODE, fingerprint
 from pipeline.runtime.git import Source, artifact, text_at
 from pipeline.runtime.pending_run import PendingRun, find_pending
-from pipeline.tracking.client import Store, StoreError
+from pipeline.tracking.client import Store, StoreError, experiments_of, store_errors
 from pipeline.tracking.results import Results
-from pipeline.tracking.run_note import cpu, note, same_results, short_name, tags_of
-from pipeline.tracking.upload import fill, has_artifacts
+from pipeline.tracking.run_note import cpu, note, restore, short_name, tags_of
+from pipeline.tracking.upload import fill, is_whole
 
 WAIT = 10.0  # seconds for the follower of a training that has just ended
 
 
+@store_errors()
 def log_run(store: Store, results: Results, source: Source, made: int | None = None) -> str:
     """Complete or create the run of `results`; return what was done, in words.
 
@@ -27,18 +29,24 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
     record the results come from a cache or a commit, and belong to the run that has them.
     made: when the results were made, if not now (ms).
     """
-    record = find_pending(source.experiment, results.model_sha256)
+    record = find_pending(experiment=source.experiment, model_sha256=results.model_sha256)
     with _locked(results, record):
-        run = _existing(store, results, record)
-        if run is None or not _is_complete(store, run, results):
-            run = _complete(store, run, results, source, record, made)
-            message = f"MLflow run {run.info.run_name}: {store.url(run)}"
-        elif source.experiment and store.link(
-            run, source.experiment, same_results(source.experiment)
-        ):
-            message = f"{source.experiment} has the results of MLflow run {run.info.run_name}"
+        run = _find(store, results, record)
+        if run and _is_complete(store, run, results):
+            message = _link(store, run, source.experiment)
         else:
-            message = f"MLflow run {run.info.run_name} is already complete"
+            if record and record.source:
+                source = Source(**record.source)
+            tags = _tags(results, source, record)
+            if run is None:
+                name = source.experiment or short_name(results.params)
+                run = store.client.create_run(store.experiment_id, made, tags, name)
+            store.tag(run, tags, results.params.model_dump())
+            fill(store, run, results, artifact(source))
+            # FINISHED, set last, means complete. A run that only lost its artifacts keeps its end.
+            ended = run.info.end_time if run.info.status == "FINISHED" else made
+            store.close(run.info.run_id, "FINISHED", ended)
+            message = f"MLflow run {run.info.run_name}: {store.url(run)}"
         if record:
             record.remove()
     return message
@@ -47,70 +55,64 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
 @contextmanager
 def _locked(results: Results, record: PendingRun | None) -> Iterator[None]:
     """Exclude processes that log the same results, and the follower of this execution."""
-    folder = home() / ".dvc" / "tmp" / "runs"
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = home() / ".dvc" / "tmp" / "runs" / f"{results.results_sha256[:16]}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
     follower = FileLock(record.lock, timeout=WAIT) if record else nullcontext()
     try:
-        with FileLock(folder / f"{results.results_sha256[:16]}.lock"), follower:
+        with FileLock(lock), follower:
             yield
     except Timeout as error:
-        raise StoreError("the run is in use by a training; try again when it has ended") from error
+        raise StoreError("a training writes to the run; try again when it has ended") from error
 
 
-def _existing(store: Store, results: Results, record: PendingRun | None) -> Run | None:
-    if record is None:
-        return store.find(results.results_sha256)
-    run = store.begun(record.execution)
-    # The training may have been evaluated in another way since: then the run is left as it is.
-    if run and run.data.tags.get("results.sha256", results.results_sha256) != results.results_sha256:
-        return store.find(results.results_sha256)
-    return run
+def _find(store: Store, results: Results, record: PendingRun | None) -> Run | None:
+    if record:
+        run = store.find("execution", record.execution)
+        # A run that has other results is of an earlier evaluation, and stays as it is.
+        if not run or run.data.tags.get("results.sha256") in (None, results.results_sha256):
+            return run
+    return store.find("results.sha256", results.results_sha256)
 
 
 def _is_complete(store: Store, run: Run, results: Results) -> bool:
-    tagged = run.data.tags.get("results.sha256") == results.results_sha256
-    return tagged and run.info.status == "FINISHED" and has_artifacts(store, run)
+    same = run.data.tags.get("results.sha256") == results.results_sha256
+    return same and run.info.status == "FINISHED" and is_whole(store, run)
 
 
-def _complete(
-    store: Store,
-    run: Run | None,
-    results: Results,
-    source: Source,
-    record: PendingRun | None,
-    made: int | None,
-) -> Run:
-    if record:
-        source = record.git_source() or source
-    tags = _tags(results, source, record)
-    run = run or store.create(source.experiment or short_name(results.params), tags, made)
-    fill(store, run, results, tags, artifact(source))
-    # The status is set last: FINISHED means complete. A run that lost its artifacts keeps its end.
-    ended = run.info.end_time if run.info.status == "FINISHED" else made
-    store.close(run.info.run_id, "FINISHED", ended)
-    return run
+def _link(store: Store, run: Run, experiment: str) -> str:
+    """Add a DVC experiment to the run that has its results already."""
+    names = experiments_of(run)
+    if not experiment or experiment in names:
+        return f"MLflow run {run.info.run_name} is complete"
+    note = run.data.tags["mlflow.note.content"]
+    same = f"The same results, from DVC's run-cache:\n\n    {restore(Source(experiment, '', ''))}"
+    tags = {"dvc.exp_name": ", ".join([*names, experiment])}
+    store.tag(run, tags | {"mlflow.note.content": f"{note}\n\n{same}"})
+    return f"{experiment} has the results of MLflow run {run.info.run_name}"
 
 
 def _tags(results: Results, source: Source, record: PendingRun | None) -> dict[str, str]:
-    provenance = {key: results.provenance[key] for key in results.provenance if key != "splits"}
-    identity = (
-        record.fingerprint if record else fingerprint(provenance, results.params.model_dump())
-    )
-    description = note(results.params, results.metrics, source, _params_at(source.baseline))
-    tags = tags_of(identity, provenance, source) | {
+    tags = {
         "results.sha256": results.results_sha256,
         "model.sha256": results.model_sha256,
         "classifier.sha256": results.classifier_sha256,
-        "mlflow.note.content": description,
+        "mlflow.note.content": note(
+            results.params, results.metrics, source, _params_at(source.baseline)
+        ),
     }
     if record:
+        key = record.fingerprint
         tags |= {"execution": record.execution, "cpu": cpu()}
-    return tags
+    else:
+        code = CODE if results.folder == Path() else results.folder
+        origin = {name: results.provenance[name] for name in results.provenance if name != "splits"}
+        key = fingerprint(origin, results.params.model_dump(), code)
+    return tags_of(key, results.provenance, source) | tags
 
 
-def _params_at(commit: str) -> Mapping[str, object] | None:
-    """params.yaml in a commit; None if there is none that can be read."""
+def _params_at(commit: str) -> Mapping[str, object]:
+    """params.yaml in a commit; empty if there is none that can be read."""
     try:
         return parse_yaml(text_at(commit, "params.yaml", home()), "params.yaml")
     except UserError:
-        return None
+        return {}

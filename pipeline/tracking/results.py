@@ -7,8 +7,7 @@ Nothing here imports MLflow.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,40 +15,14 @@ from typing import IO, Any, NamedTuple
 import pandas as pd
 import pyarrow.parquet
 
+from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.params import Params, load_params
-from pipeline.paths import (
-    BOUND,
-    CLASSES,
-    CLASSIFIER_REPORT,
-    EVALUATION,
-    FIGURES,
-    GENERATED,
-    HISTORY,
-    KL_PER_DIMENSION,
-    METRICS,
-    MODEL,
-    PARAMS,
-    PER_IMAGE,
-    RECONSTRUCTED,
-    SAMPLES,
-)
+from pipeline.params import Params, load_params, read_yaml
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.tensor_file import read_header
 
-REPORTS = (
-    HISTORY,
-    METRICS,
-    EVALUATION,
-    CLASSIFIER_REPORT,
-    PER_IMAGE,
-    BOUND,
-    CLASSES,
-    KL_PER_DIMENSION,
-    GENERATED,
-    RECONSTRUCTED,
-)
-CACHED = (MODEL, PER_IMAGE)  # in DVC's cache; everything else is in git
+CACHED = (paths.MODEL, paths.PER_IMAGE)  # in DVC's cache; the other results are in git
+INVALID = (ValueError, KeyError, TypeError, AttributeError)
 
 
 class Picture(NamedTuple):
@@ -78,60 +51,57 @@ class Results:
     history: pd.DataFrame  # one row per epoch; NaN without validation
     metrics: Mapping[str, float]  # of the test split, standard errors as NAME_se
     reports: tuple[Path, ...]  # every file under reports/, relative to `folder`
-    pictures: tuple[Picture, ...]
     splits: tuple[Split, ...]
     classifier_sha256: str  # scores of samples compare only within one classifier
     model_sha256: str
     results_sha256: str  # of the parameters, the model and the reports
 
+    @property
+    def pictures(self) -> list[Picture]:
+        """What the image grid shows. It opens at step 0, which has the final model's first."""
+        final = [
+            Picture("view/generated", 0, self.folder / paths.GENERATED),
+            Picture("view/reconstructed", 0, self.folder / paths.RECONSTRUCTED),
+        ]
+        return [*final, *sample_pictures(self.folder / paths.SAMPLES)]
+
 
 def read_results(folder: Path = Path()) -> Results:
     """Read a finished execution. Raises UserError about a missing or invalid file."""
-    params = load_params(folder / PARAMS)
-    provenance = read_provenance(folder / MODEL)
+    params = load_params(folder / paths.PARAMS)
+    provenance = read_provenance(folder / paths.MODEL)
     for key, value in provenance["params"].items():
         if params.model_dump().get(key) != value:
             raise UserError(f"params.yaml: {key}", f"the model has {value!r}; run `dvc repro`")
-    with _reading(HISTORY):
-        history = read_history(folder / HISTORY)
-    with _reading(EVALUATION):
-        metrics = flat(json.loads((folder / EVALUATION).read_text(encoding="utf-8")))
-    with _reading(CLASSIFIER_REPORT):
-        classifier = json.loads((folder / CLASSIFIER_REPORT).read_text(encoding="utf-8"))
-        classifier_sha256 = str(classifier["classifier"]["sha256"])
-    with _reading(PER_IMAGE):
-        splits = (*_trained_on(provenance), _tested_on(folder / PER_IMAGE))
-    reports = (*REPORTS, *_pngs(folder, FIGURES), *_pngs(folder, SAMPLES))
-    with _reading(HISTORY.parent):
-        model_sha256 = sha256_file(folder / MODEL)
-        contents = {str(path): sha256_file(folder / path) for path in reports}
-    identity = json.dumps([params.model_dump(), model_sha256, contents], sort_keys=True)
-    return Results(
-        folder=folder,
-        params=params,
-        provenance=provenance,
-        history=history,
-        metrics=metrics,
-        reports=reports,
-        # The grid opens at step 0, where these show the final model.
-        pictures=(
-            Picture("view/generated", 0, folder / GENERATED),
-            Picture("view/reconstructed", 0, folder / RECONSTRUCTED),
-            *sample_pictures(folder / SAMPLES),
-        ),
-        splits=splits,
-        classifier_sha256=classifier_sha256,
-        model_sha256=model_sha256,
-        results_sha256=hashlib.sha256(identity.encode()).hexdigest(),
-    )
+    try:
+        reports = _reports(folder)
+        sums = {path.as_posix(): sha256_file(folder / path) for path in (paths.MODEL, *reports)}
+        classifier = json.loads((folder / paths.CLASSIFIER_REPORT).read_bytes())["classifier"]
+        identity = json.dumps([params.model_dump(), sums], sort_keys=True)
+        return Results(
+            folder=folder,
+            params=params,
+            provenance=provenance,
+            history=read_history(folder / paths.HISTORY),
+            metrics=flat(json.loads((folder / paths.EVALUATION).read_bytes())),
+            reports=reports,
+            splits=(*_trained_on(provenance), _tested_on(folder / paths.PER_IMAGE)),
+            classifier_sha256=str(classifier["sha256"]),
+            model_sha256=sums[paths.MODEL.as_posix()],
+            results_sha256=hashlib.sha256(identity.encode()).hexdigest(),
+        )
+    except OSError as error:
+        raise UserError("reports", f"cannot be read ({error}); run `dvc repro`") from error
+    except INVALID as error:
+        raise UserError("reports", "are not what the stages write; run `dvc repro`") from error
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """What decided the weights in a model file. Raises UserError if it is not a model file."""
     try:
         provenance: dict[str, Any] = read_header(path)["provenance"]
-        _ = provenance["params"].items(), provenance["splits"].items()
-    except (KeyError, TypeError, AttributeError) as error:
+        provenance["params"].items(), provenance["splits"].items()
+    except INVALID as error:
         raise UserError(path.name, "is not a model file; run `dvc repro train`") from error
     return provenance
 
@@ -151,24 +121,24 @@ def flat(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def sample_pictures(folder: Path) -> tuple[Picture, ...]:
-    """`NAME-epoch-0010.png` as view/training-NAME at step 10; first all of epoch 0, and so on."""
+def sample_pictures(folder: Path) -> list[Picture]:
+    """`NAME-epoch-0010.png` as view/training-NAME at step 10, in the order of the epochs."""
     pictures = []
     for path in folder.glob("*.png"):
-        if match := re.fullmatch(r"(.+)-epoch-(\d+)\.png", path.name):
+        if match := re.fullmatch(r"(.+)-epoch-(\d+)", path.stem):
             pictures.append(Picture(f"view/training-{match[1]}", int(match[2]), path))
-    return tuple(sorted(pictures, key=lambda picture: (picture.step, picture.key)))
+    return sorted(pictures, key=lambda picture: (picture.step, picture.key))
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what reading an invalid or missing file raises into a UserError about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(path, f"cannot be read ({error.strerror}); run `dvc repro`") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(path, "is not what the stages write; run `dvc repro`") from error
+def _reports(folder: Path) -> tuple[Path, ...]:
+    """The files under reports/ that the stage `log` declares; of a folder, all that is in it."""
+    declared = [Path(name) for name in read_yaml(folder / paths.DVC_YAML)["stages"]["log"]["deps"]]
+    files: list[Path] = []
+    for path in declared:
+        if path.is_relative_to("reports"):
+            inside = sorted((folder / path).rglob("*"))
+            files += [file.relative_to(folder) for file in inside] or [path]
+    return tuple(files)
 
 
 def _trained_on(provenance: Mapping[str, Any]) -> list[Split]:
@@ -180,7 +150,3 @@ def _tested_on(path: Path) -> Split:
     table = pyarrow.parquet.read_metadata(path)
     protocol = json.loads(table.metadata[b"protocol"])
     return Split("test", table.num_rows, protocol["images"])
-
-
-def _pngs(folder: Path, below: Path) -> list[Path]:
-    return sorted(path.relative_to(folder) for path in (folder / below).glob("*.png"))

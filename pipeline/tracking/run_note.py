@@ -1,6 +1,8 @@
 """What describes a run to a person: its name, tags, and a note in Markdown."""
 
+import os
 import platform
+import re
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +29,7 @@ def tags_of(fingerprint: str, provenance: Mapping[str, Any], source: Source) -> 
         "fingerprint": fingerprint,
         "device": provenance["device"],
         **{f"version.{name}": number for name, number in provenance["versions"].items()},
+        "mlflow.user": os.environ.get("USER", "unknown"),
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": "dvc exp run" if source.experiment else "dvc repro",
         "mlflow.source.git.commit": source.baseline,
@@ -41,9 +44,9 @@ def tags_of(fingerprint: str, provenance: Mapping[str, Any], source: Source) -> 
 def cpu() -> str:
     """The model of this machine's CPU: equal bytes are promised on the same one."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if match := re.search(r"^model name\s*: (.+)$", text, re.MULTILINE):
+            return match[1]
     return platform.processor() or platform.machine()
 
 
@@ -59,51 +62,32 @@ def restore(source: Source) -> str:
 
 
 def note(
-    params: Params,
-    metrics: Mapping[str, float],
-    source: Source,
-    baseline: Mapping[str, object] | None,
+    params: Params, metrics: Mapping[str, float], source: Source, baseline: Mapping[str, object]
 ) -> str:
-    """The note: changes against the parameters of the baseline commit, results, how to restore."""
-    parts = [_results(metrics), f"Restore these files:\n\n    {restore(source)}"]
-    if source.dirty and not source.experiment:
-        parts.append("`git.diff` is under Artifacts.")
-    if files := _changed_files(source):
-        parts.insert(0, f"Changed against {_commit(source)}: {', '.join(files)}.")
-    if baseline is not None:
-        parts.insert(0, _changed_params(params.model_dump(), baseline, _commit(source)))
-    return "\n\n".join(parts)
+    """The note: changes against the baseline commit, results, how to restore the files.
 
-
-def same_results(experiment: str) -> str:
-    """The paragraph for an experiment that DVC restored from its run-cache."""
-    return f"The same results, from DVC's run-cache:\n\n    dvc exp apply {shlex.quote(experiment)}"
-
-
-def _commit(source: Source) -> str:
-    return f"commit `{source.baseline[:10]}`"
-
-
-def _changed_files(source: Source) -> list[str]:
-    lines = [line for line in source.diff.splitlines() if line.startswith("diff --git ")]
-    names = sorted({line.split(" b/")[-1] for line in lines} - {"params.yaml"})
-    return [*(f"`{name}`" for name in names), *(f"`{name}` (not in git)" for name in source.untracked)]
-
-
-def _changed_params(
-    params: Mapping[str, object], baseline: Mapping[str, object], commit: str
-) -> str:
-    rows = [
-        f"| `{key}` | {value} | {baseline.get(key, '(none)')} |"
-        for key, value in params.items()
+    baseline: the parameters of the commit.
+    """
+    commit = f"commit `{source.baseline[:10]}`"
+    changes = [
+        f"| `{key}` | {value} | {baseline.get(key, '')} |"
+        for key, value in params.model_dump().items()
         if baseline.get(key) != value
     ]
-    if not rows:
-        return f"The parameters of {commit}."
-    return "\n".join([f"| parameter | this run | {commit} |", "|---|---|---|", *rows])
-
-
-def _results(metrics: Mapping[str, float]) -> str:
+    files = re.findall(r"^diff --git .* b/(.+)$", source.diff, re.MULTILINE)
+    files = sorted({*files, *source.untracked} - {"params.yaml"})
     names = [f"test/{name}" for name in SHOWN if f"test/{name}" in metrics]
-    header = f"| {' | '.join(names)} |\n{'|---' * len(names)}|\n"
-    return header + f"| {' | '.join(f'{metrics[name]:.5g}' for name in names)} |"
+    values = [f"{metrics[name]:.5g}" for name in names]
+    parts = [
+        _table(["parameter", "this run", commit], changes) or f"The parameters of {commit}.",
+        f"Also changed (see `git.diff`): {', '.join(files)}." if files else "",
+        _table(names, [f"| {' | '.join(values)} |"]),
+        f"Restore these files:\n\n    {restore(source)}",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _table(columns: list[str], rows: list[str]) -> str:
+    if not rows:
+        return ""
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])

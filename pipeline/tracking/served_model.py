@@ -1,8 +1,8 @@
-"""The model as MLflow serves it: logged as code, beside the safetensors file. Nothing is pickled.
+"""The model as MLflow serves it: logged as code next to the safetensors file. Nothing is pickled.
 
 vae = mlflow.pyfunc.load_model("models:/MODEL_ID")
-images = vae.predict(z)                           # z [n, z_dim], float32 → E[x|z], [n, 784] in [0, 1]
-q = vae.predict(x, params={"task": "encode"})     # x [n, 784] in [0, 1] → {"mu", "log_var"}, each [n, z_dim]
+images = vae.predict(z)  # z [n, z_dim], float32 -> E[x|z], [n, D] in [0, 1]
+q = vae.predict(x, params={"task": "encode"})  # x [n, D] in [0, 1] -> "mu", "log_var", [n, z_dim]
 again = vae.predict(x, params={"task": "reconstruct"})
 """
 
@@ -22,42 +22,55 @@ class ServedVAE(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the model file: here and not above, so that logging a model needs no torch."""
-        from pipeline.model.vae import load_model  # noqa: PLC0415
+        from pipeline.model.vae import load_vae  # noqa: PLC0415
 
-        self.vae, _ = load_model(Path(context.artifacts["vae"]))
+        self.vae = load_vae(Path(context.artifacts["vae"]))
 
-    # MLflow takes type hints for a signature of its own, np.ndarray apart, and warns where there are none.
+    # MLflow would take other type hints for a signature, and warns if there are none.
     def predict(
-        self, context: PythonModelContext | None, model_input: np.ndarray, params: dict[str, Any] | None = None
+        self,
+        context: PythonModelContext | None,
+        model_input: np.ndarray,
+        params: dict[str, Any] | None = None,
     ) -> np.ndarray | dict[str, np.ndarray]:
-        """Z [n, z_dim] → E[x|z]; x [n, 784] → μ and log σ² of q(z|x), or E[x|z=μ]. Nothing is drawn at random.
+        """Map z [n, z_dim] to E[x|z], or x [n, D] to μ and log σ² of q(z|x), or to E[x|z=μ].
 
-        Raises MlflowException (status 400 from a server) for another task, shape or range.
+        Nothing is random. Raises MlflowException (status 400 from a server) for another task,
+        shape or range.
         """
         import torch  # noqa: PLC0415
 
-        from pipeline.model.likelihood import bernoulli_mean  # noqa: PLC0415
+        from pipeline.model.network import Batch  # noqa: PLC0415
 
         task = (params or {}).get("task", "generate")
-        if task not in TASKS:
-            raise MlflowException.invalid_parameter_value(f"task: must be one of {', '.join(TASKS)} (got {task!r})")
-        given = np.asarray(model_input, dtype=np.float32)
-        name, width = ("z", self.vae.z_dim) if task == "generate" else ("x", self.vae.architecture["x_dim"])
-        if given.ndim != 2 or given.shape[1] != width:
-            shape = list(given.shape)
-            raise MlflowException.invalid_parameter_value(f"{name}: must be [n, {width}] to {task} (got {shape})")
-        if name == "z" and not np.isfinite(given).all():
-            raise MlflowException.invalid_parameter_value("z: must be finite")
-        if name == "x" and not ((given >= 0) & (given <= 1)).all():
-            raise MlflowException.invalid_parameter_value("x: must be in [0, 1]: divide bytes by 255")
+        values = torch.from_numpy(self._checked(model_input, task))
         with torch.inference_mode():
-            values = torch.from_numpy(given)
             if task == "generate":
-                return bernoulli_mean(self.vae.decode(values)).numpy()
-            mu, log_var = self.vae.encode(values)
+                return self.vae.mean(values).numpy()
+            posterior = self.vae.encode(Batch(values))
             if task == "encode":
-                return {"mu": mu.numpy(), "log_var": log_var.numpy()}
-            return bernoulli_mean(self.vae.decode(mu)).numpy()
+                return {name: value.numpy() for name, value in posterior._asdict().items()}
+            return self.vae.mean(posterior.mu).numpy()
+
+    def _checked(self, model_input: np.ndarray, task: str) -> np.ndarray:
+        if task not in TASKS:
+            raise _invalid(f"task: must be one of {', '.join(TASKS)} (got {task!r})")
+        values = np.asarray(model_input, dtype=np.float32)
+        architecture = self.vae.architecture
+        takes_z = task == "generate"
+        name, width = ("z", architecture.z_dim) if takes_z else ("x", architecture.num_pixels)
+        if values.ndim != 2 or values.shape[1] != width:
+            raise _invalid(f"{name}: must be [n, {width}] to {task} (got {list(values.shape)})")
+        if not np.isfinite(values).all():
+            raise _invalid(f"{name}: must be finite")
+        if name == "x" and ((values < 0) | (values > 1)).any():
+            raise _invalid("x: must be in [0, 1]: divide bytes by 255")
+        return values
+
+
+def _invalid(message: str) -> MlflowException:
+    error: MlflowException = MlflowException.invalid_parameter_value(message)
+    return error
 
 
 set_model(ServedVAE())
