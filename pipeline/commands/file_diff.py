@@ -1,135 +1,77 @@
-"""How two files of results differ, in words: by their bytes first, then by what they hold."""
+"""How two files of results differ: first by their bytes, then by the numbers in them."""
 
-import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet
+import pandas as pd
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from pipeline.errors import InputError
-from pipeline.tracking.results import METRICS, MODEL, flat, read_history, read_provenance
+from pipeline.runtime.files import sha256_file
+from pipeline.runtime.tensor_file import read_header
 
 IDENTICAL = "identical"
 
 
-def difference(one: Path, other: Path) -> str:
-    """`identical`, or in what way `other` differs from `one`. Errors in either file are told, not raised."""
-    if not one.exists() or not other.exists():
-        return f"is missing {'in the run' if other.exists() else 'in the reproduction'}"
-    if sha256(one) == sha256(other):
+def file_diff(recorded: Path, again: Path) -> str:
+    """`identical`, or how the second file differs from the first."""
+    for path, source in ((recorded, "run"), (again, "reproduction")):
+        if not path.exists():
+            return f"differs: missing in the {source}"
+    if sha256_file(recorded) == sha256_file(again):
         return IDENTICAL
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, InputError):
-        if compare := COMPARE.get(one.suffix):
-            return compare(one, other)
-    return f"differs: sha256 {sha256(one)[:12]}… became {sha256(other)[:12]}…"
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def metric(folder: Path, name: str) -> float:
-    """A metric from the reports in `folder`; NaN where it is not there."""
     try:
-        return flat(json.loads((folder / METRICS).read_text(encoding="utf-8")))[name]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return math.nan
+        difference = number_diff(read_numbers(recorded), read_numbers(again))
+        return difference + other_provenance(recorded, again)
+    except Exception as error:  # whatever the library that reads the file raises
+        return f"differs: cannot be compared by its numbers ({error})"
 
 
-Numbers = Mapping[str, np.ndarray]
-
-
-def _of_numbers(one: Numbers, other: Numbers, what: str) -> str:
-    """The largest difference between arrays of the same names and shapes, and where it is."""
-    if {key: value.shape for key, value in one.items()} != {key: value.shape for key, value in other.items()}:
-        return f"differs: other {what}"
-    gaps = {key: float(np.nanmax(np.abs(value - other[key]), initial=0.0)) for key, value in one.items()}
-    changed = [key for key, gap in gaps.items() if gap > 0]
+def number_diff(one: pd.Series, other: pd.Series) -> str:
+    """The largest absolute difference, where it is, and how many values differ. NaN equals NaN."""
+    if not one.index.equals(other.index):
+        return "differs: other names or shapes"
+    gap = (one - other).abs().fillna(np.inf).mask(one.isna() & other.isna(), 0)
+    changed = int((gap > 0).sum())
     if not changed:
-        return f"differs: the {what} are equal, not their bytes"
-    worst = max(changed, key=lambda key: gaps[key])
-    return f"differs by {gaps[worst]:.2g} at most, in {worst} ({len(changed)} of {len(gaps)} {what} differ)"
+        return "differs: equal numbers, other bytes"
+    place: Any = gap.idxmax()
+    size = f"{gap.max():.2g}, in {place[0]}"
+    return f"differs by at most {size} ({changed} of {len(gap)} values differ)"
 
 
-def _weights(path: Path) -> Numbers:
-    return {name: tensor.astype(np.float64) for name, tensor in load_file(path).items()}
+def read_numbers(path: Path) -> pd.Series:
+    """Every number in a file of results, indexed by name and position. Text counts as NaN."""
+    arrays = READERS[path.suffix](path)
+    columns = {name: pd.Series(np.ravel(arrays[name])) for name in arrays}
+    return pd.concat(columns).pipe(pd.to_numeric, errors="coerce").astype(float)
 
 
-def _headers(one: Path, other: Path) -> str:
-    """What decided the two models and is not the same, file by file and key by key."""
-    found = [_decisive(read_provenance(path)) for path in (one, other)]
-    keys = sorted(key for key in found[0].keys() | found[1].keys() if found[0].get(key) != found[1].get(key))
-    return f"; made with other {', '.join(keys)}" if keys else ""
+def other_provenance(recorded: Path, again: Path) -> str:
+    """What two model files report differently about their training; "" for other files."""
+    if recorded.suffix != ".safetensors":
+        return ""
+    headers = [read_header(path).get("provenance", {}) for path in (recorded, again)]
+    table = pd.json_normalize(headers)
+    changed = table.columns[table.nunique(dropna=False) > 1]
+    return f"; made with other {', '.join(changed)}" if len(changed) else ""
 
 
-def _decisive(said: Mapping[str, object]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in said.items():
-        if key in ("fingerprint", "splits"):  # functions of the rest
-            continue
-        found |= value if isinstance(value, dict) else {key: value}
-    return found
+def _read_picture(path: Path) -> Mapping[str, np.ndarray]:
+    return {"pixels": np.asarray(Image.open(path).convert("RGB"))}
 
 
-def _of_models(one: Path, other: Path) -> str:
-    return _of_numbers(_weights(one), _weights(other), "weights") + _headers(one, other)
+def _read_report(path: Path) -> pd.DataFrame:
+    return pd.json_normalize(json.loads(path.read_text(encoding="utf-8")), sep="/")
 
 
-def _of_tables(one: Path, other: Path) -> str:
-    return _of_numbers(_table(one), _table(other), "values")
-
-
-def _table(path: Path) -> Numbers:
-    """Each value by its column and its row, which the first column names: epoch, k, digit or rank."""
-    return {
-        f"{name} at {next(iter(row))} {next(iter(row.values())):g}": np.array(value)
-        for row in read_history(path)
-        for name, value in row.items()
-    }
-
-
-def _of_metrics(one: Path, other: Path) -> str:
-    return _of_numbers(_metrics(one), _metrics(other), "values")
-
-
-def _metrics(path: Path) -> Numbers:
-    found = flat(json.loads(path.read_text(encoding="utf-8")))
-    return {name: np.array(value) for name, value in found.items() if name != "judge/sha256"}
-
-
-def _of_columns(one: Path, other: Path) -> str:
-    return _of_numbers(_columns(one), _columns(other), "columns")
-
-
-def _columns(path: Path) -> Numbers:
-    table = pyarrow.parquet.read_table(path)
-    return {name: table[name].to_numpy().astype(np.float64) for name in table.column_names}
-
-
-def _of_pictures(one: Path, other: Path) -> str:
-    with Image.open(one) as first, Image.open(other) as second:
-        if first.size != second.size:
-            return f"differs: {first.size} pixels became {second.size}"
-        pixels = np.abs(np.asarray(first.convert("RGB"), np.int16) - np.asarray(second.convert("RGB"), np.int16))
-    return f"differs in {(pixels.max(axis=-1) > 0).mean():.1%} of its pixels, by {pixels.max()} of 255 at most"
-
-
-def results(folder: Path) -> list[Path]:
-    """The files of results in `folder`, relative to it."""
-    found: Iterable[Path] = [folder / MODEL, *(folder / METRICS.parent).rglob("*")]
-    found = [path for path in found if path.is_file() and not path.name.startswith(".")]
-    return sorted(path.relative_to(folder) for path in found)
-
-
-COMPARE: dict[str, Callable[[Path, Path], str]] = {
-    ".safetensors": _of_models, ".csv": _of_tables, ".json": _of_metrics, ".parquet": _of_columns,
-    ".png": _of_pictures,
-}  # fmt: skip
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".csv": pd.read_csv,
+    ".json": _read_report,
+    ".parquet": pd.read_parquet,
+    ".png": _read_picture,
+    ".safetensors": load_file,
+}
