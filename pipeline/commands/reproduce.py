@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Reproduce the run, print what differs, tag the run. Exits with 1 if a promise is broken."""
     store = existing_store(home())
-    run = find_run(store.runs() if store else [], arguments.run)
+    if store is None:
+        raise UserError(arguments.run, "MLflow has no runs yet; run `dvc repro`")
+    run = find_run(store.runs(), arguments.run)
     commit = run.data.tags["mlflow.source.git.commit"]
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         recorded, again = Path(folder, "recorded"), Path(folder, "again")

@@ -114,11 +114,11 @@ def download(store: Store, run: Run, folder: Path) -> bytes:
             client.download_artifacts(run_id, entry.path, str(folder))
     if model := _model_of(store, run):
         with tempfile.TemporaryDirectory() as scratch:
-            uri = f"models:/{model.model_id}/artifacts/{MODEL.name}"
-            file = mlflow.artifacts.download_artifacts(
+            uri = f"models:/{model.model_id}"
+            saved = mlflow.artifacts.download_artifacts(
                 uri, dst_path=scratch, tracking_uri=store.uri
             )
-            _copy(Path(file), folder / MODEL)
+            _copy(Path(saved, "artifacts", MODEL.name), folder / MODEL)
     diff = folder / DIFF
     return diff.read_bytes() if diff.exists() else b""
 
