@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # One file at a time on each of two workers: tests mostly wait for processes of their own.
 PYTEST = "$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup install lock repro queue test test-all check format bench ui
+.PHONY: help setup install lock repro queue test test-slow test-all check format bench ui
 
 help:           ## this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ {printf "make %-8s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ queue: setup    ## run the experiments that `dvc exp run --queue` has queued, JO
 
 test: setup     ## the tests to run before a commit, about five minutes on two cores
 	$(PYTEST) -m "not slow"
+
+test-slow: setup
+	$(PYTEST) -m slow
 
 test-all: setup ## all tests: faults, servers, a browser, a full disk
 	$(PYTEST)

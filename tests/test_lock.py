@@ -20,7 +20,7 @@ DEPENDENCIES = [Requirement(line) for line in PROJECT["dependencies"]]
 DEVELOPMENT = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
 # Not imported, but needed: plug-ins, tools and what a library imports for a feature in use.
 NOT_IMPORTED = {
-    "nvidia-ml-py", "import-linter", "mypy", "pandas-stubs", "pytest-timeout", "pytest-xdist",
+    "nvidia-ml-py", "import-linter", "mypy", "pytest-timeout", "pytest-xdist",
     "ruff", "types-pyyaml",
 }  # fmt: skip
 
