@@ -41,14 +41,21 @@ def set_threads(count: int) -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Run PyTorch's CPU operations on one thread: the same bits on any number of cores."""
+def limited_threads(most: int) -> Iterator[None]:
+    """Run PyTorch's CPU operations on at most so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(min(before, most))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run PyTorch's CPU operations on one thread: the same bits on any number of cores."""
+    with limited_threads(1):
+        yield
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

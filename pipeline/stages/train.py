@@ -27,7 +27,7 @@ from pipeline.runtime.files import sha256_file
 from pipeline.runtime.fingerprint import fingerprint, provenance
 from pipeline.runtime.pending_run import follow_training
 from pipeline.training.checkpoint import Checkpoint, CheckpointFile, restore_files
-from pipeline.training.fit import COLUMNS, DivergenceError, Record, fit, max_threads
+from pipeline.training.fit import COLUMNS, MAX_THREADS, DivergenceError, Record, fit
 from pipeline.training.optimizer import Optimizer
 
 NUM_PAIRS = 32
@@ -99,7 +99,7 @@ def build_model(params: Params, split: Split) -> VAE:
 
 
 def prepare_outputs(checkpoint: Checkpoint, optimizer: Optimizer, shown: Split) -> None:
-    """Restore weights, moments and files from the checkpoint, or write those of an untrained model."""
+    """Restore the state and files of the checkpoint, or write the files of an untrained model."""
     with writing(SAMPLES.parent):
         SAMPLES.mkdir(parents=True, exist_ok=True)
         for picture in SAMPLES.glob("*.png"):  # DVC deletes them; without DVC they may be left
@@ -127,7 +127,7 @@ def train_epochs(
         epochs_done=done,
         report=report,
     )
-    threads = min(torch.get_num_threads(), max_threads(optimizer.model))
+    threads = min(torch.get_num_threads(), MAX_THREADS)
     set_threads(share_of_cores(threads))
     total = params.num_epochs
     with tqdm(records, total=total, initial=done, unit="epoch", disable=None) as progress:
@@ -135,8 +135,7 @@ def train_epochs(
             set_threads(share_of_cores(threads))  # other experiments start and end
             epoch = int(record["epoch"])
             progress.set_postfix_str(losses(record))
-            # The pictures first: whoever reads a line of the history finds the pictures of its
-            # epoch.
+            # Before the line of the history: whoever reads that finds the pictures of its epoch.
             if epoch % params.sample_every == 0 or epoch == total:
                 save_samples(optimizer.model, shown, epoch)
                 progress.write(f"train: epoch {epoch}/{total}: {losses(record)}")

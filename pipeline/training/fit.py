@@ -1,36 +1,35 @@
 """Training as a generator: Adam on −ELBO, one record per epoch.
 
 An epoch depends on the weights, Adam's moments and its own number alone, so a resumed training ends
-in the same bits as one that was never interrupted. The dataset stays on the device as bytes. The
-order and noise of an epoch are drawn at its start, and nothing is read back before its end, so a
-GPU never waits for the CPU.
+in the same bits as one that was not interrupted. The dataset stays on the device as bytes. The
+order and noise of an epoch are drawn before it starts, and nothing is read back before its end, so
+a GPU never waits for the CPU.
 """
 
 import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.data.datasets import Split
 from pipeline.model.network import Batch, to_batch
 from pipeline.model.objective import ElboTerms, elbo_terms
 from pipeline.model.vae import VAE
-from pipeline.runtime.device import one_thread
+from pipeline.runtime.device import limited_threads, one_thread
 from pipeline.runtime.randomness import PROTOCOL_SEED, permutation, standard_normal
+from pipeline.training.gradient import AutogradGradient, Gradient
 from pipeline.training.optimizer import Optimizer
 
 VALIDATION_BATCH = 1000
-COLUMNS = (
-    "epoch",
-    *(f"{split}/{term}" for split in ("train", "val") for term in (*ElboTerms._fields, "neg_elbo")),
-)
+MAX_THREADS = 2  # CPU threads that a training makes use of
+GRAPH_STEPS = 512  # at most in one CUDA graph, whose memory grows with them
+TERMS = (*ElboTerms._fields, "neg_elbo")
+COLUMNS = ("epoch", *(f"{split}/{term}" for split in ("train", "val") for term in TERMS))
 
 Record = dict[str, float]
-# Sets the gradients of the working model to those of the sum of −ELBO over a batch with noise ε,
-# and returns the terms. The sum, as in the original script, and not the mean: Adam's epsilon then
-# matters less.
-Gradient = Callable[[Batch, Tensor], ElboTerms]
+Report = Callable[[str], None]
+Steps = Callable[[Tensor, Tensor, Tensor], ElboTerms]  # images [N, D], labels [N], ε [N, Z]
 
 
 class DivergenceError(Exception):
@@ -51,37 +50,34 @@ def fit(
     batch_size: int,
     seed: int,
     epochs_done: int = 0,
-    report: Callable[[str], None] = print,
+    report: Report = print,
 ) -> Iterator[Record]:
     """Train the optimizer's model in place; yield a record with COLUMNS after every epoch.
 
     The epochs are those from `epochs_done` + 1 to `num_epochs`.
-    train, val: on the device of the model. `val` may be empty; its columns are then NaN. A record
-    has the means over images, in nats. `train/...` are of the estimates that the steps of the epoch
-    used, `val/...` use the same noise after each epoch. The last batch of an epoch may be smaller;
-    no image is dropped. Raises DivergenceError at the end of an epoch in which the loss or a weight
-    is no longer finite.
+    train, val: on the device of the model. `val` may be empty; its columns are then NaN.
+    A record has the means over images, in nats. `train/...` are of the estimates that the steps of
+    the epoch used, `val/...` use the same noise after each epoch. The last batch of an epoch may be
+    smaller; no image is dropped.
+    On a CPU the bits do not depend on the number of threads.
+    Raises DivergenceError at the end of an epoch in which the loss or a weight is no longer finite.
     """
-    model = optimizer.model
-    gradient = autograd_gradient(optimizer.working)
-
-    def train_steps(images: Tensor, labels: Tensor, eps: Tensor) -> ElboTerms:
-        terms = []
-        for part in zip(
-            images.split(batch_size), labels.split(batch_size), eps.split(batch_size), strict=True
-        ):
-            terms.append(gradient(to_batch(*part[:2], model.device), part[2]))
-            optimizer.step()
-        return _concatenate(terms)
-
+    model, device = optimizer.model, optimizer.model.device
+    size = len(train.images)
+    order, eps = _draw_epoch(size, model.z_dim, seed, epochs_done + 1)
+    first = order[:batch_size].to(device)
+    batch = to_batch(train.images[first], train.labels[first], device)
+    gradient = _choose_gradient(optimizer, batch, eps[:batch_size].to(device), report)
+    steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer, report)
     shuffled = torch.empty_like(train.images)
-    order, eps = _draw_epoch(len(train.images), model.z_dim, seed, epochs_done + 1)
     for epoch in range(epochs_done + 1, num_epochs + 1):
-        order = order.to(model.device)
+        order = order.to(device)
         torch.index_select(train.images, 0, order, out=shuffled)
-        terms = train_steps(shuffled, train.labels[order], eps.to(model.device))
-        # A GPU computes the epoch meanwhile.
-        order, eps = _draw_epoch(len(train.images), model.z_dim, seed, epoch + 1)
+        data = (shuffled, train.labels[order], eps.to(device))
+        parts = zip(*(tensor.split(batch_size * GRAPH_STEPS) for tensor in data), strict=True)
+        with limited_threads(gradient.max_threads):
+            terms = _concatenate([steps(*part) for part in parts])
+        order, eps = _draw_epoch(size, model.z_dim, seed, epoch + 1)  # while a GPU is still busy
         _check_finite(model, terms, epoch, batch_size)
         record = {"epoch": epoch, **_means("train", terms), **_means("val", _validate(model, val))}
         if len(val.images) and not math.isfinite(record["val/neg_elbo"]):
@@ -89,37 +85,43 @@ def fit(
         yield record
 
 
-def autograd_gradient(model: VAE) -> Gradient:
-    """The gradient of the loss in model/objective.py, by definition."""
+def _choose_gradient(optimizer: Optimizer, batch: Batch, eps: Tensor, report: Report) -> Gradient:
+    try:
+        # Optional, and whatever is wrong with it, training goes on.
+        from pipeline.training.accelerated import checked_gradient  # noqa: PLC0415
 
-    @torch.enable_grad()
-    def gradient(batch: Batch, eps: Tensor) -> ElboTerms:
-        model.zero_grad(set_to_none=True)
-        terms = elbo_terms(model, batch, eps)
-        terms.neg_elbo.sum().backward()
-        return ElboTerms(*(term.detach() for term in terms))
-
-    return gradient
+        return checked_gradient(optimizer, batch, eps)
+    except Exception as error:
+        report(f"training with autograd, which is slower: {error}")
+        return AutogradGradient(optimizer.working)
 
 
-def max_threads(model: VAE) -> int:
-    """The number of CPU threads up to which training gives the same bits.
+def _training_steps(optimizer: Optimizer, gradient: Gradient, batch_size: int) -> Steps:
+    def steps(images: Tensor, labels: Tensor, eps: Tensor) -> ElboTerms:
+        terms = []
+        batches = zip(*(tensor.split(batch_size) for tensor in (images, labels, eps)), strict=True)
+        for x, y, batch_eps in batches:
+            terms.append(gradient(to_batch(x, y, x.device), batch_eps))
+            optimizer.step()
+        return _concatenate(terms)
 
-    With more than two, MKL adds up in another order at some shapes. For layers other than those of
-    a perceptron, and for odd widths, not even two are known to be safe.
-    """
-    layers = [module for module in model.modules() if not list(module.children())]
-    widths = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
-    perceptron = all(
-        isinstance(layer, nn.Linear) or not list(layer.parameters()) for layer in layers
-    )
-    return 2 if perceptron and all(width % 2 == 0 for width in widths) else 1
+    return steps
 
 
-def _draw_epoch(n: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+def _as_graphs(steps: Steps, optimizer: Optimizer, report: Report) -> Steps:
+    if optimizer.model.device.type != "cuda":
+        return steps
+    try:
+        from pipeline.training.accelerated.cuda_graph import Graphs  # noqa: PLC0415
+    except ImportError:
+        return steps
+    return Graphs(steps, optimizer, report)
+
+
+def _draw_epoch(size: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """The order of the images of an epoch, and their noise in that order."""
-    order = permutation(n, seed, "shuffle", epoch)
-    return order, standard_normal((n, z_dim), seed, "noise", epoch)
+    order = permutation(size, seed, "shuffle", epoch)
+    return order, standard_normal((size, z_dim), seed, "noise", epoch)
 
 
 def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> None:
@@ -133,19 +135,14 @@ def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> 
 
 @torch.no_grad()
 def _validate(model: VAE, val: Split) -> ElboTerms:
-    if not len(val.images):
+    size = len(val.images)
+    if size == 0:
         return ElboTerms(*(torch.empty(0) for _ in ElboTerms._fields))
-    eps = standard_normal((len(val.images), model.z_dim), PROTOCOL_SEED, "validate").to(
-        model.device
-    )
-    parts = [values.split(VALIDATION_BATCH) for values in (val.images, val.labels, eps)]
+    eps = standard_normal((size, model.z_dim), PROTOCOL_SEED, "validate").to(model.device)
+    data = (val.images, val.labels, eps)
+    parts = zip(*(tensor.split(VALIDATION_BATCH) for tensor in data), strict=True)
     with one_thread():
-        return _concatenate(
-            [
-                elbo_terms(model, to_batch(x, y, model.device), e)
-                for x, y, e in zip(*parts, strict=True)
-            ]
-        )
+        return _concatenate([elbo_terms(model, to_batch(x, y, x.device), e) for x, y, e in parts])
 
 
 def _concatenate(batches: list[ElboTerms]) -> ElboTerms:
@@ -153,8 +150,8 @@ def _concatenate(batches: list[ElboTerms]) -> ElboTerms:
 
 
 def _means(split: str, terms: ElboTerms) -> Record:
-    values = {**terms._asdict(), "neg_elbo": terms.neg_elbo}
-    return {f"{split}/{name}": _mean(value) for name, value in values.items()}
+    values = (*terms, terms.neg_elbo)
+    return {f"{split}/{name}": _mean(value) for name, value in zip(TERMS, values, strict=True)}
 
 
 def _mean(values: Tensor) -> float:

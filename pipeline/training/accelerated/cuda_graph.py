@@ -1,53 +1,66 @@
-"""Work on a CUDA device as one graph: recorded once, then launched as a whole.
+"""Steps on a CUDA device as one graph: recorded once, then launched as a whole.
 
-A step of this model is some fifty small kernels; launched one by one by Python they take longer to launch than to run.
+A step of the default model is about fifty small kernels. Launched one by one from Python, they take
+longer to launch than to run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pipeline.model.objective import ElboTerms
+from pipeline.training.optimizer import Optimizer
 
-Work = Callable[[Tensor, Tensor], ElboTerms]
-Recorded = tuple[
-    torch.cuda.CUDAGraph, tuple[Tensor, ...], ElboTerms
-]  # with where it reads and writes
+Steps = Callable[..., ElboTerms]
+# A graph with the tensors that it reads and those that it writes.
+Recording = tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], ElboTerms]
 
 
 class Graphs:
-    """`work` on two tensors [N, …], from the first call on by a graph of its own for every N.
+    """`steps`, recorded as a graph at the first call for each number of images.
 
-    `state` is everything that `work` changes besides. It always does so by a graph: a training that is interrupted and
-    goes on launches the same kernels as one that is not, and leaves the same bits.
+    steps: maps tensors [N, ...] to terms, and updates the optimizer; it may not wait for the GPU.
+
+    Every call launches a graph, the first one too: a resumed training launches the same kernels.
     """
 
-    def __init__(self, work: Work, state: Sequence[Tensor]) -> None:
-        self.work, self.state = work, state
-        self._graphs: dict[int, Recorded] = {}
+    def __init__(self, steps: Steps, optimizer: Optimizer, report: Callable[[str], None]) -> None:
+        self._steps = steps
+        self._optimizer = optimizer
+        self._report = report
+        self._recordings: dict[int, Recording | None] = {}
 
-    def __call__(self, first: Tensor, second: Tensor) -> ElboTerms:
-        """What `work` returns, as tensors of the caller's own."""
-        if len(first) not in self._graphs:
-            self._graphs[len(first)] = self._record(first.clone(), second.clone())
-        graph, inputs, outputs = self._graphs[len(first)]
-        for place, tensor in zip(inputs, (first, second), strict=True):
+    def __call__(self, *inputs: Tensor) -> ElboTerms:
+        """The terms, in tensors of the caller's own."""
+        size = len(inputs[0])
+        if size not in self._recordings:
+            self._recordings[size] = self._record(tuple(tensor.clone() for tensor in inputs))
+        recording = self._recordings[size]
+        if recording is None:
+            return self._steps(*inputs)
+        graph, places, terms = recording
+        for place, tensor in zip(places, inputs, strict=True):
             place.copy_(tensor)
         graph.replay()
-        return ElboTerms(*(tensor.clone() for tensor in outputs))
+        return ElboTerms(*(term.clone() for term in terms))
 
-    def _record(self, *inputs: Tensor) -> Recorded:
-        # Once without a graph, and undone: libraries set themselves up at their first use, which cannot be recorded.
-        before = [tensor.clone() for tensor in self.state]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            self.work(*inputs)
-        torch.cuda.current_stream().wait_stream(aside)
+    def _record(self, inputs: tuple[Tensor, ...]) -> Recording | None:
+        """A recording, or None if the model has operations that cannot be recorded."""
+        before = {name: tensor.clone() for name, tensor in self._optimizer.state().items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Libraries set themselves up at their first use, which cannot be recorded.
+            self._steps(*inputs)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self.work(*inputs)
-        for tensor, value in zip(self.state, before, strict=True):
-            tensor.copy_(value)
-        return graph, inputs, outputs
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                terms = self._steps(*inputs)
+            return graph, inputs, terms
+        except RuntimeError as error:
+            self._report(f"training without a CUDA graph, which is slower: {error}")
+            return None
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
+            self._optimizer.restore(before)

@@ -1,0 +1,107 @@
+"""The gradient of −ELBO, written out for perceptrons with Bernoulli pixels.
+
+The matrix products are those of autograd, with little else around them: nothing is recorded or
+accumulated, and each product is written to where Adam reads it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.model.likelihood import Bernoulli
+from pipeline.model.network import MLP, Batch
+from pipeline.model.objective import ElboTerms, gaussian_kl
+from pipeline.model.vae import VAE
+from pipeline.training.accelerated.layers import Columns, Rows
+
+aten = torch.ops.aten  # has the derivatives of activations that autograd calls
+
+
+class Activation(NamedTuple):
+    """An activation function a(x); its derivative gets the gradient of a, then x and a."""
+
+    forward: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: Activation(F.relu, lambda d, _, a: aten.threshold_backward(d, a, 0)),
+    nn.Tanh: Activation(torch.tanh, lambda d, _, a: aten.tanh_backward(d, a)),
+    nn.GELU: Activation(F.gelu, lambda d, x, _: aten.gelu_backward(d, x)),
+    nn.SiLU: Activation(F.silu, lambda d, x, _: aten.silu_backward(d, x)),
+}
+Layer = Rows | Columns | Activation
+
+
+class PerceptronGradient:
+    """A Gradient. Matrix products use the dtype of the weights, everything else that of x and ε.
+
+    Raises TypeError for a model that is not a perceptron with Bernoulli pixels.
+    """
+
+    def __init__(self, model: VAE, layer_type: type[Rows] | type[Columns]) -> None:
+        network = model.network
+        if not isinstance(network, MLP) or not isinstance(model.likelihood, Bernoulli):
+            raise TypeError("a gradient is written out for perceptrons with Bernoulli pixels only")
+        self.model = model
+        self.arrange = layer_type.arrange
+        widths = [layer.out_features for layer in network.modules() if isinstance(layer, nn.Linear)]
+        even = all(width % 2 == 0 for width in widths)
+        self.max_threads = layer_type.max_threads if even else 1
+        self.encoder = [_written_out(layer, layer_type) for layer in network.encoder]
+        self.decoder = [_written_out(layer, layer_type) for layer in network.decoder]
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
+        """Set the gradients."""
+        x, eps = self.arrange(batch.x), self.arrange(eps)
+        dtype = self.model.dtype
+        encoded = _forward(self.encoder, x.to(dtype))
+        mu, log_var = encoded[-1].to(x.dtype).chunk(2, dim=-1)
+        noise = torch.exp(0.5 * log_var) * eps  # σ ε
+        decoded = _forward(self.decoder, (mu + noise).to(dtype))
+        logits = decoded[-1].to(x.dtype)
+        terms = ElboTerms(self.model.likelihood.neg_log_prob(logits, x), gaussian_kl(mu, log_var))
+
+        d_logits = torch.sigmoid(logits) - x
+        d_z = _backward(self.decoder, decoded, d_logits.to(dtype)).to(x.dtype)
+        # Through z = μ + σ ε, and through KL = ½ Σ (σ² + μ² − 1 − log σ²).
+        d_encoded = torch.empty_like(encoded[-1], dtype=x.dtype)
+        d_mu, d_log_var = d_encoded.chunk(2, dim=-1)
+        torch.add(d_z, mu, out=d_mu)
+        torch.add(torch.expm1(log_var), d_z * noise, out=d_log_var).mul_(0.5)
+        _backward(self.encoder, encoded, d_encoded.to(dtype), to_input=False)
+        return terms
+
+
+def _written_out(layer: nn.Module, layer_type: type[Rows] | type[Columns]) -> Layer:
+    return layer_type(layer) if isinstance(layer, nn.Linear) else ACTIVATIONS[type(layer)]
+
+
+def _forward(layers: Sequence[Layer], a: Tensor) -> list[Tensor]:
+    """The input of the first layer, and the output of each."""
+    values = [a]
+    for layer in layers:
+        values.append(layer.forward(values[-1]))
+    return values
+
+
+def _backward(
+    layers: Sequence[Layer], values: list[Tensor], d: Tensor, *, to_input: bool = True
+) -> Tensor:
+    """Set the gradients of the layers, given that of their output; return that of their input.
+
+    Without `to_input` the last product is left out, and the return value is of no use.
+    """
+    for i in reversed(range(len(layers))):
+        layer = layers[i]
+        if isinstance(layer, Activation):
+            d = layer.derivative(d, values[i], values[i + 1])
+            continue
+        layer.set_gradients(values[i], d)
+        if i > 0 or to_input:
+            d = layer.backward(d)
+    return d

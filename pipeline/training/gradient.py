@@ -1,0 +1,41 @@
+"""The gradient of the loss by autograd of model/objective.py, which defines what is trained."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.model.network import Batch
+from pipeline.model.objective import ElboTerms, elbo_terms
+from pipeline.model.vae import VAE
+
+
+class Gradient(Protocol):
+    """Computes the gradients of a model.
+
+    They are those of the sum of −ELBO over a batch, as in the original script, and not of the mean:
+    Adam's epsilon then matters less.
+    """
+
+    max_threads: int  # CPU threads up to which it gives the same bits
+
+    def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
+        """Set the gradients for noise ε [B, Z], and return the terms."""
+
+
+class AutogradGradient:
+    """A Gradient for any network, likelihood and objective."""
+
+    # With more threads the libraries for matrix products add in a different order.
+    max_threads = 1
+
+    def __init__(self, model: VAE) -> None:
+        self.model = model
+
+    @torch.enable_grad()
+    def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
+        """See Gradient."""
+        self.model.zero_grad(set_to_none=True)
+        terms = elbo_terms(self.model, batch, eps)
+        terms.neg_elbo.sum().backward()
+        return ElboTerms(*(term.detach() for term in terms))
