@@ -1,4 +1,4 @@
-"""p(x|z) by name: what the decoder's outputs mean. A new likelihood is a class and a registry entry."""
+"""p(x|z) by name: what the decoder's outputs mean. A new one is a class and a registry entry."""
 
 from typing import Protocol
 
@@ -16,7 +16,7 @@ class Likelihood(Protocol):
         """Return O, the number of decoder outputs for images of D pixels."""
 
     def neg_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """Return −log p(x|z) in nats, summed over pixels: outputs [..., O] and x [..., D] broadcast to [...]."""
+        """Return −log p(x|z) in nats, summed over pixels: [..., O], [..., D] → [...], broadcast."""
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Return E[x|z], [..., O] → [..., D] in [0, 1]: what a picture shows."""
@@ -25,8 +25,9 @@ class Likelihood(Protocol):
 class Bernoulli:
     """Bernoulli pixels; the outputs are logits.
 
-    Gray values in [0, 1] are treated as probabilities, as is usual for this model: the binary cross-entropy is then
-    E_{b ~ Bern(x)}[−log p(b|z)], the mean over binarizations of x. It is not a density of x itself.
+    Gray values in [0, 1] are treated as probabilities, as is usual for this model: the binary
+    cross-entropy is then E_{b ~ Bern(x)}[−log p(b|z)], the mean over binarizations of x. It is not
+    a density of x itself.
     """
 
     name = "bernoulli"

@@ -1,4 +1,6 @@
-"""Encoder and decoder networks by name. A new network is a class with the methods of `Network` and a registry entry."""
+"""Encoder and decoder networks by name. A new one is a class with the methods of `Network` and a
+registry entry.
+"""
 
 import math
 from collections.abc import Callable
@@ -20,7 +22,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Batch(NamedTuple):
-    """Images as the model sees them, D = height · width, and their labels for networks that are conditioned on them."""
+    """Images as the model sees them, D = height · width, and labels for conditional networks."""
 
     x: Tensor  # [B, D], floats in [0, 1]
     y: Tensor | None = None  # [B], int64; None if the dataset has no labels
@@ -63,7 +65,7 @@ class Network(Protocol):
         """Return the parameters of q(z|x)."""
 
     def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
-        """Map z [..., Z] and labels y [...] to the parameters of p(x|z), [..., O]; O is chosen by the likelihood."""
+        """Map z [..., Z] and labels y [...] to [..., O]; the likelihood sets O and its meaning."""
 
 
 class MLP(nn.Module):

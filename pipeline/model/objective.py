@@ -1,4 +1,4 @@
-"""The loss: −ELBO = recon + KL, per image, in nats. Training, validation and test all call it; edit it here.
+"""The loss: −ELBO = recon + KL, per image, in nats. Training, validation and test all call it.
 
 log p(x) ≥ E_{q(z|x)}[log p(x|z)] − KL(q(z|x) ‖ p(z))        (Kingma & Welling 2014, eq. 3)
 """
@@ -13,7 +13,10 @@ from pipeline.model.vae import VAE
 
 
 class ElboTerms(NamedTuple):
-    """The terms of −ELBO for a batch, each [B], in nats. A field that is added here gets a column in the history."""
+    """The terms of −ELBO for a batch, each [B], in nats.
+
+    A new field gets its own column in history.csv.
+    """
 
     recon: Tensor
     kl: Tensor
@@ -34,13 +37,13 @@ def elbo_terms(model: VAE, batch: Batch, eps: Tensor) -> ElboTerms:
 
 
 def reparameterize(posterior: Posterior, eps: Tensor) -> Tensor:
-    """Z = μ + σ ε [B, Z]: a sample of q(z|x) through which gradients reach μ and σ, for ε ~ N(0, I)."""
+    """Z = μ + σ ε [B, Z], ε ~ N(0, I): a sample of q(z|x) that passes gradients to μ and σ."""
     return posterior.mu + torch.exp(0.5 * posterior.log_var) * eps
 
 
 def gaussian_kl(mu: Tensor, log_var: Tensor) -> Tensor:
     """KL(N(μ, diag σ²) ‖ N(0, I)) in closed form: μ and log σ² [B, Z] → [B], in nats.
 
-    ½ Σ (σ² + μ² − 1 − log σ²)                                     (Kingma & Welling 2014, appendix B)
+    ½ Σ (σ² + μ² − 1 − log σ²)                                (Kingma & Welling 2014, appendix B)
     """
     return 0.5 * (log_var.exp() + mu.square() - 1 - log_var).sum(dim=-1)

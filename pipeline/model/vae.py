@@ -19,7 +19,10 @@ from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensor
 
 
 class VAE(nn.Module):
-    """A network and a likelihood. Matrix products use the dtype of the weights, everything else that of the input."""
+    """A network and a likelihood.
+
+    Matrix products use the dtype of the weights, everything else that of the input.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -62,13 +65,13 @@ def new_vae(architecture: Architecture, seed: int) -> VAE:
 
 
 def save_vae(model: VAE, path: Path, provenance: Mapping[str, Any]) -> None:
-    """Write the weights; the header has the architecture and `provenance`: what decided the weights."""
+    """Write the weights, with the architecture and `provenance`, what decided them, as header."""
     header = {"architecture": asdict(model.architecture), "provenance": dict(provenance)}
     write_tensors(path, model.state_dict(), header)
 
 
 def load_vae(path: Path) -> VAE:
-    """Load the model in `path` on the CPU. Raises UserError if it is not a model file or names an unknown part."""
+    """Load a model file on the CPU. Raises UserError if it is none or names an unknown part."""
     try:
         described = read_header(path)["architecture"]
         architecture = Architecture(**described | {"image_shape": tuple(described["image_shape"])})

@@ -1,8 +1,9 @@
 """Randomness has an address, (seed, purpose, epoch), not a history.
 
-Every draw starts from its own generator, so nothing depends on earlier draws: an epoch can be repeated alone, and one
-more validation pass changes no training noise. Everything is drawn on the CPU and then moved, because CUDA's generator
-gives different numbers on different GPU models: the noise is the same on every device.
+Every draw starts from its own generator, so nothing depends on earlier draws: an epoch can be
+repeated alone, and one more validation pass changes no training noise. Everything is drawn on the
+CPU and then moved, because CUDA's generator gives different numbers on different GPU models: the
+noise is the same on every device.
 """
 
 import hashlib
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# The seed of everything that all runs must share to be comparable: evaluation noise, sample grids. Never `params.seed`.
+# The seed of everything that all runs must share to be comparable, such as evaluation noise.
+# `params.seed` decides the rest.
 PROTOCOL_SEED = 0
 
 
@@ -29,9 +31,10 @@ def generator(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Inside the block PyTorch's global CPU generator starts from this address; its state is restored afterwards.
+    """Inside the block, PyTorch's global CPU generator starts from this address.
 
-    For code that draws from the global generator, such as the initialization of PyTorch's own layers.
+    For code that draws from it, such as the initialization of PyTorch's own layers. Its state is
+    restored afterwards.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(seed, purpose))
@@ -44,7 +47,7 @@ def standard_normal(shape: tuple[int, ...], seed: int, purpose: str, epoch: int 
 
 
 def standard_normal_columns(n: int, columns: int, seed: int, purpose: str) -> Tensor:
-    """ε [n, columns]; column j does not depend on their number, so models of different z_dim share their noise."""
+    """ε [n, columns]; column j is the same for any number: models of any z_dim share noise."""
     return torch.stack(
         [standard_normal((n,), seed, f"{purpose}/{j}") for j in range(columns)], dim=1
     )

@@ -15,12 +15,15 @@ from pipeline.errors import UserError, writing
 if TYPE_CHECKING:
     from torch import Tensor
 
-# One metadata key: with several, safetensors writes them in an order that differs between processes.
+# One metadata key: the order of several differs between processes.
 HEADER = "header"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON header; equal content gives equal bytes. Raises UserError if the disk is full."""
+    """Write tensors and a JSON header; equal content gives equal bytes.
+
+    Raises UserError if the file cannot be written.
+    """
     from safetensors.torch import save  # noqa: PLC0415 (imports torch)
 
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
