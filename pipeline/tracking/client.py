@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import sqlalchemy
 from filelock import FileLock
@@ -119,11 +118,7 @@ def existing_store(root: Path) -> Store | None:
     uri, file = _address(root)
     if file is not None and not file.exists():
         return None
-    if uri.startswith(DATABASES):
-        # MLflow tries for 100 seconds to open a database.
-        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-        sqlalchemy.inspect(engine).get_table_names()
-    client = MlflowClient(tracking_uri=uri)
+    client = _client(uri)
     experiment = client.get_experiment_by_name(_experiment_name())
     return Store(client, experiment.experiment_id, uri) if experiment else None
 
@@ -134,9 +129,9 @@ def _new_store(root: Path) -> Store:
         # Tables are created in another file: a kill leaves no incomplete database.
         new = file.with_name(f"{file.name}.new")
         new.unlink(missing_ok=True)
-        MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+        _client(f"sqlite:///{new}").search_experiments(max_results=1)
         new.replace(file)
-    client = MlflowClient(tracking_uri=uri)
+    client = _client(uri)
     # A server knows where its artifacts go.
     location = None if uri.startswith("http") else (root / "mlartifacts").as_uri()
     # Without this tag the UI opens the experiment in its view for language models.
@@ -154,18 +149,28 @@ def _address(root: Path) -> tuple[str, Path | None]:
     return url.set(database=str(file)).render_as_string(hide_password=False), file
 
 
+def _client(uri: str) -> MlflowClient:
+    if uri.startswith(DATABASES):
+        # If a database cannot be opened, MLflow would try for 100 seconds.
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+        sqlalchemy.inspect(engine).get_table_names()
+    return MlflowClient(tracking_uri=uri)
+
+
 def _experiment_name() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "mnist-vae"
 
 
 def _words(error: BaseException) -> str:
     """The message of the first cause in one line, without addresses and passwords."""
-    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, KeyError):
         error = cause
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     words = " ".join(str(error).split()) or type(error).__name__
     words = re.sub(r"\S*://\S*", "<address>", words)
-    # Pieces of scheme://user:password@host, also if the password has one of these characters.
-    user = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "")).netloc.rpartition("@")[0]
-    for piece in re.findall(r"[^:/@]+", user)[1:]:
+    # Pieces of scheme://user:password@host, also of a password that contains :, / or @.
+    before_host = os.environ.get("MLFLOW_TRACKING_URI", "").rpartition("@")[0]
+    for piece in re.findall(r"[^:/@]+", before_host)[2:]:
         words = words.replace(piece, "<password>")
     return words[:200]
