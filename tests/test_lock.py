@@ -76,11 +76,6 @@ def test_every_declared_dependency_is_locked_once(system, python):
             assert requirement.specifier.contains(version), requirement
 
 
-def test_cuda_libraries_are_locked_for_linux_only():
-    assert any(name.startswith("nvidia-") for name in locked("linux", "3.11"))
-    assert not any(name.startswith("nvidia-") for name in locked("darwin", "3.12"))
-
-
 def test_the_declared_dependencies_are_the_imported_libraries():
     run_time = {canonicalize_name(requirement.name) for requirement in DEPENDENCIES}
     development = {canonicalize_name(requirement.name) for requirement in DEVELOPMENT}
