@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -58,23 +57,6 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster than float32. On a CPU only Linux reports it."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    with suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-        return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
-    return True
-
-
-def interchangeable(models: list[str], index: int | None) -> list[int]:
-    """The GPUs that a run may use, by index: the one given, else all of the first one's model."""
-    if index is not None:
-        return [index]
-    return [i for i, model in enumerate(models) if model == models[0]]
-
-
 def _prepare_gpu(name: str, index: int | None) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (index or 0) >= count:
@@ -87,7 +69,9 @@ def _prepare_gpu(name: str, index: int | None) -> torch.device:
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     gpus = [torch.cuda.get_device_properties(i) for i in range(count)]
-    allowed = interchangeable([gpu.name for gpu in gpus], index)
+    # Another GPU of the same model gives the same bits.
+    alike = [i for i, gpu in enumerate(gpus) if gpu.name == gpus[0].name]
+    allowed = alike if index is None else [index]
     reserved = allowed[reserve_gpu([str(gpus[i].uuid) for i in allowed])]
     device = torch.device("cuda", reserved)
     torch.cuda.set_device(device)

@@ -8,6 +8,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 
 import torch
 from tqdm import tqdm
@@ -17,21 +18,21 @@ from pipeline.errors import UserError, run, writing
 from pipeline.figures.grids import save_grid, save_pairs
 from pipeline.figures.samples import generate, reconstruct
 from pipeline.model.network import Architecture
-from pipeline.model.objective import ElboTerms
 from pipeline.model.vae import VAE, new_vae, save_vae
 from pipeline.params import Params, load_params
 from pipeline.paths import DATASET, HISTORY, MODEL, SAMPLES
 from pipeline.runtime.cores import share_of_cores
-from pipeline.runtime.device import device_name, has_fast_bfloat16, prepare_device, set_threads
+from pipeline.runtime.device import device_name, prepare_device, set_threads
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.fingerprint import fingerprint, provenance
 from pipeline.runtime.pending_run import follow_training
-from pipeline.training.checkpoint import Checkpoint, CheckpointFile, restore_files
-from pipeline.training.fit import COLUMNS, MAX_THREADS, DivergenceError, Record, fit
+from pipeline.training.checkpoint import Checkpoint, CheckpointFile
+from pipeline.training.fit import COLUMNS, DivergenceError, Record, fit
+from pipeline.training.gradient import MAX_THREADS
 from pipeline.training.optimizer import Optimizer
 
-NUM_PAIRS = 32
 NUM_SAMPLES = 64
+NUM_PAIRS = 32  # of images and their reconstructions
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     split = load_split(DATASET, "train").to(device)
     train, val = split_images(split, params.val_size)
     # The last images of the dataset: the same in every run, and held out if val_size allows it.
-    _, shown = hold_out(split, min(NUM_PAIRS, len(split.images)))
+    _, shown = hold_out(split, min(NUM_SAMPLES, len(split.images)))
     model = build_model(params, split).to(device)
     optimizer = Optimizer(model, params.learning_rate, params.precision)
     origin = provenance(params.model_dump(), device_name(device))
@@ -51,26 +52,31 @@ def main() -> None:
         origin["splits"]["validation"] = describe(val)
 
     print(f"train: {len(train.images)} images, {params.val_size} held out, on {device}")
-    if params.precision == "bfloat16" and not has_fast_bfloat16(device):
-        report("this device has no bfloat16 instructions; float32 is faster on it")
-    with CheckpointFile(key, report) as file:
-        checkpoint = file.load() or Checkpoint(0, "", {}, {})
-        prepare_outputs(checkpoint, optimizer, shown)
-        with follow_training(key, origin, checkpoint.execution or None) as pending_run:
-            epochs = train_epochs(
-                params, optimizer, train=train, val=val, shown=shown, done=checkpoint.epoch
-            )
-            try:
-                for epoch in epochs:
-                    if file.is_due():
-                        state = (optimizer.state(), written_files())
-                        file.save(Checkpoint(epoch, pending_run.execution, *state))
-            except DivergenceError as error:
-                file.remove()  # the training would diverge again from there
-                raise diverged(error, params) from error
-            save_vae(model, MODEL, origin)
-            pending_run.finish(sha256_file(MODEL))
-        file.remove()
+    file = CheckpointFile(key, report)
+    checkpoint = file.load() or Checkpoint(0, "", {}, {})
+    prepare_outputs(checkpoint, optimizer, shown)
+    with follow_training(key, origin, checkpoint.execution or None) as pending_run:
+        epochs = range(checkpoint.epoch + 1, params.num_epochs + 1)
+        records = fit(
+            optimizer,
+            train,
+            val,
+            epochs,
+            batch_size=params.batch_size,
+            seed=params.seed,
+            report=report,
+        )
+        try:
+            for epoch in write_epochs(records, epochs, params, model, shown):
+                if file.is_due():
+                    state = (optimizer.state(), written_files())
+                    file.save(Checkpoint(epoch, pending_run.execution, *state))
+        except DivergenceError as error:
+            file.remove()  # the training would diverge again from there
+            raise diverged(error, params) from error
+        save_vae(model, MODEL, origin)
+        pending_run.finish(sha256_file(MODEL))
+    file.remove()
     print(f"train: wrote {MODEL}, {HISTORY} and {SAMPLES}/")
 
 
@@ -78,24 +84,16 @@ def split_images(split: Split, val_size: int) -> tuple[Split, Split]:
     """(for training, for validation). Raises UserError if nothing would be left to train on."""
     count = len(split.images)
     if val_size >= count:
-        raise UserError(
-            "params.yaml: val_size", f"must be less than the {count} images (got {val_size})"
-        )
+        message = f"must be less than the {count} images (got {val_size})"
+        raise UserError("params.yaml: val_size", message)
     return hold_out(split, val_size)
 
 
 def build_model(params: Params, split: Split) -> VAE:
     """The untrained model that the parameters describe."""
-    architecture = Architecture(
-        network=params.network,
-        likelihood=params.likelihood,
-        image_shape=split.image_shape,
-        z_dim=params.z_dim,
-        h_dim=params.h_dim,
-        h_layers=params.h_layers,
-        activation=params.activation,
-    )
-    return new_vae(architecture, params.seed)
+    names = [field.name for field in fields(Architecture) if field.name != "image_shape"]
+    chosen = {name: getattr(params, name) for name in names}
+    return new_vae(Architecture(image_shape=split.image_shape, **chosen), params.seed)
 
 
 def prepare_outputs(checkpoint: Checkpoint, optimizer: Optimizer, shown: Split) -> None:
@@ -108,52 +106,40 @@ def prepare_outputs(checkpoint: Checkpoint, optimizer: Optimizer, shown: Split) 
             HISTORY.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
             save_samples(optimizer.model, shown, epoch=0)
             return
-        restore_files(checkpoint)
+        checkpoint.restore_files()
     optimizer.restore(checkpoint.tensors)
     report(f"resuming after epoch {checkpoint.epoch}")
 
 
-def train_epochs(
-    params: Params, optimizer: Optimizer, *, train: Split, val: Split, shown: Split, done: int
+def write_epochs(
+    records: Iterator[Record], epochs: range, params: Params, model: VAE, shown: Split
 ) -> Iterator[int]:
-    """Run the epochs after `done`. Yields the number of each when its files are written."""
-    records = fit(
-        optimizer,
-        train,
-        val,
-        num_epochs=params.num_epochs,
-        batch_size=params.batch_size,
-        seed=params.seed,
-        epochs_done=done,
-        report=report,
-    )
+    """Train, and write what belongs to each epoch; then yield its number."""
     threads = min(torch.get_num_threads(), MAX_THREADS)
     set_threads(share_of_cores(threads))
-    total = params.num_epochs
-    with tqdm(records, total=total, initial=done, unit="epoch", disable=None) as progress:
-        for record in progress:
+    last = params.num_epochs
+    done = epochs.start - 1
+    with tqdm(records, total=last, initial=done, unit="epoch", disable=None) as progress:
+        for epoch, record in zip(epochs, progress, strict=True):
             set_threads(share_of_cores(threads))  # other experiments start and end
-            epoch = int(record["epoch"])
             progress.set_postfix_str(losses(record))
             # Before the line of the history: whoever reads that finds the pictures of its epoch.
-            if epoch % params.sample_every == 0 or epoch == total:
-                save_samples(optimizer.model, shown, epoch)
-                progress.write(f"train: epoch {epoch}/{total}: {losses(record)}")
+            if epoch % params.sample_every == 0 or epoch == last:
+                save_samples(model, shown, epoch)
+                progress.write(f"train: epoch {epoch}/{last}: {losses(record)}")
             append(record)
             yield epoch
 
 
 def save_samples(model: VAE, shown: Split, epoch: int) -> None:
     """Write what the model generates and reconstructs after `epoch`."""
-    labels = torch.arange(NUM_SAMPLES) % 10
-    reconstructions = reconstruct(model, shown.images, shown.labels)
-    originals = to_unit(shown.images).cpu()
     shape = shown.image_shape
+    images, labels = shown.images[-NUM_PAIRS:], shown.labels[-NUM_PAIRS:]
+    pair = (to_unit(images).cpu(), reconstruct(model, images, labels))
     with writing(SAMPLES):
-        save_grid(generate(model, labels), shape, SAMPLES / f"generated-epoch-{epoch:04d}.png")
-        save_pairs(
-            originals, reconstructions, shape, SAMPLES / f"reconstructed-epoch-{epoch:04d}.png"
-        )
+        path = SAMPLES / f"generated-epoch-{epoch:04d}.png"
+        save_grid(generate(model, shown.labels), shape, path)
+        save_pairs(*pair, shape, SAMPLES / f"reconstructed-epoch-{epoch:04d}.png")
 
 
 def append(record: Record) -> None:
@@ -176,21 +162,20 @@ def describe(split: Split) -> dict[str, str | int]:
 
 def diverged(error: DivergenceError, params: Params) -> UserError:
     """What to change if the loss is NaN or infinite."""
-    when = f"step {error.step}" if error.step else "validation"
+    where = f"step {error.step}" if error.step else "validation"
     return UserError(
         "params.yaml: learning_rate",
-        f"the loss is not finite in epoch {error.epoch}, {when}; lower learning_rate (now "
-        f"{params.learning_rate}), then try another batch_size ({params.batch_size}) or fewer "
-        f"h_layers ({params.h_layers})",
+        f"the loss is not finite in epoch {error.epoch}, {where}; lower learning_rate "
+        f"({params.learning_rate}), then change batch_size ({params.batch_size}) or h_layers "
+        f"({params.h_layers})",
     )
 
 
 def losses(record: Record) -> str:
     """The losses of an epoch, for the terminal."""
-    terms = ", ".join(f"{term} {record[f'train/{term}']:.2f}" for term in ElboTerms._fields)
-    text = f"-ELBO {record['train/neg_elbo']:.2f} ({terms})"
+    text = f"-ELBO {record['train/neg_elbo']:.2f}"
     val = record["val/neg_elbo"]
-    return f"{text}, val {val:.2f}" if math.isfinite(val) else text
+    return f"{text}, validation {val:.2f}" if math.isfinite(val) else text
 
 
 def report(message: str) -> None:

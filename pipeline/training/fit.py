@@ -22,7 +22,6 @@ from pipeline.training.gradient import AutogradGradient, Gradient
 from pipeline.training.optimizer import Optimizer
 
 VALIDATION_BATCH = 1000
-MAX_THREADS = 2  # CPU threads that a training makes use of
 GRAPH_STEPS = 512  # at most in one CUDA graph, whose memory grows with them
 TERMS = (*ElboTerms._fields, "neg_elbo")
 COLUMNS = ("epoch", *(f"{split}/{term}" for split in ("train", "val") for term in TERMS))
@@ -45,16 +44,16 @@ def fit(
     optimizer: Optimizer,
     train: Split,
     val: Split,
+    epochs: range,
     *,
-    num_epochs: int,
     batch_size: int,
     seed: int,
-    epochs_done: int = 0,
     report: Report = print,
 ) -> Iterator[Record]:
     """Train the optimizer's model in place; yield a record with COLUMNS after every epoch.
 
-    The epochs are those from `epochs_done` + 1 to `num_epochs`.
+    epochs: their numbers, the first of a training being 1. In a resumed training those that the
+    state of the optimizer does not include.
     train, val: on the device of the model. `val` may be empty; its columns are then NaN.
     A record has the means over images, in nats. `train/...` are of the estimates that the steps of
     the epoch used, `val/...` use the same noise after each epoch. The last batch of an epoch may be
@@ -64,13 +63,13 @@ def fit(
     """
     model, device = optimizer.model, optimizer.model.device
     size = len(train.images)
-    order, eps = _draw_epoch(size, model.z_dim, seed, epochs_done + 1)
+    order, eps = _draw_epoch(size, model.z_dim, seed, epochs.start)
     first = order[:batch_size].to(device)
     batch = to_batch(train.images[first], train.labels[first], device)
     gradient = _choose_gradient(optimizer, batch, eps[:batch_size].to(device), report)
-    steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer, report)
+    steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
     shuffled = torch.empty_like(train.images)
-    for epoch in range(epochs_done + 1, num_epochs + 1):
+    for epoch in epochs:
         order = order.to(device)
         torch.index_select(train.images, 0, order, out=shuffled)
         data = (shuffled, train.labels[order], eps.to(device))
@@ -108,14 +107,14 @@ def _training_steps(optimizer: Optimizer, gradient: Gradient, batch_size: int) -
     return steps
 
 
-def _as_graphs(steps: Steps, optimizer: Optimizer, report: Report) -> Steps:
+def _as_graphs(steps: Steps, optimizer: Optimizer) -> Steps:
     if optimizer.model.device.type != "cuda":
         return steps
     try:
         from pipeline.training.accelerated.cuda_graph import Graphs  # noqa: PLC0415
     except ImportError:
         return steps
-    return Graphs(steps, optimizer, report)
+    return Graphs(steps, optimizer)
 
 
 def _draw_epoch(size: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:

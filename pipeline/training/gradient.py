@@ -9,6 +9,8 @@ from pipeline.model.network import Batch
 from pipeline.model.objective import ElboTerms, elbo_terms
 from pipeline.model.vae import VAE
 
+MAX_THREADS = 2  # CPU threads that a training makes use of
+
 
 class Gradient(Protocol):
     """Computes the gradients of a model.

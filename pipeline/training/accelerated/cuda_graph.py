@@ -25,28 +25,23 @@ class Graphs:
     Every call launches a graph, the first one too: a resumed training launches the same kernels.
     """
 
-    def __init__(self, steps: Steps, optimizer: Optimizer, report: Callable[[str], None]) -> None:
+    def __init__(self, steps: Steps, optimizer: Optimizer) -> None:
         self._steps = steps
         self._optimizer = optimizer
-        self._report = report
-        self._recordings: dict[int, Recording | None] = {}
+        self._recordings: dict[int, Recording] = {}
 
     def __call__(self, *inputs: Tensor) -> ElboTerms:
         """The terms, in tensors of the caller's own."""
         size = len(inputs[0])
         if size not in self._recordings:
             self._recordings[size] = self._record(tuple(tensor.clone() for tensor in inputs))
-        recording = self._recordings[size]
-        if recording is None:
-            return self._steps(*inputs)
-        graph, places, terms = recording
+        graph, places, terms = self._recordings[size]
         for place, tensor in zip(places, inputs, strict=True):
             place.copy_(tensor)
         graph.replay()
         return ElboTerms(*(term.clone() for term in terms))
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> Recording | None:
-        """A recording, or None if the model has operations that cannot be recorded."""
+    def _record(self, inputs: tuple[Tensor, ...]) -> Recording:
         before = {name: tensor.clone() for name, tensor in self._optimizer.state().items()}
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -54,13 +49,8 @@ class Graphs:
             # Libraries set themselves up at their first use, which cannot be recorded.
             self._steps(*inputs)
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=stream):
-                terms = self._steps(*inputs)
-            return graph, inputs, terms
-        except RuntimeError as error:
-            self._report(f"training without a CUDA graph, which is slower: {error}")
-            return None
-        finally:
-            torch.cuda.current_stream().wait_stream(stream)
-            self._optimizer.restore(before)
+        with torch.cuda.graph(graph, stream=stream):
+            terms = self._steps(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._optimizer.restore(before)
+        return graph, inputs, terms

@@ -45,11 +45,10 @@ class Columns:
     depend on the number of cores, and so neither do the bits. An odd number of rows stays whole.
     """
 
-    max_threads = 2
-
     def __init__(self, layer: nn.Linear) -> None:
         weight = layer.weight.detach()
         self.weight, self.weight_grad = _halves(weight), _halves(_new_gradient(layer.weight))
+        self.max_threads = len(self.weight)
         self.bias = layer.bias.detach().view(len(self.weight), -1, 1)
         self.bias_grad = _new_gradient(layer.bias)
         # In a layer with more inputs than outputs the halves of `backward` are those of the input.

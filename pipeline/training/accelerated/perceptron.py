@@ -16,6 +16,7 @@ from pipeline.model.network import MLP, Batch
 from pipeline.model.objective import ElboTerms, gaussian_kl
 from pipeline.model.vae import VAE
 from pipeline.training.accelerated.layers import Columns, Rows
+from pipeline.training.gradient import MAX_THREADS
 
 aten = torch.ops.aten  # has the derivatives of activations that autograd calls
 
@@ -25,6 +26,7 @@ class Activation(NamedTuple):
 
     forward: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor, Tensor], Tensor]
+    max_threads: int = MAX_THREADS  # any number, in fact
 
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
@@ -48,11 +50,10 @@ class PerceptronGradient:
             raise TypeError("a gradient is written out for perceptrons with Bernoulli pixels only")
         self.model = model
         self.arrange = layer_type.arrange
-        widths = [layer.out_features for layer in network.modules() if isinstance(layer, nn.Linear)]
-        even = all(width % 2 == 0 for width in widths)
-        self.max_threads = layer_type.max_threads if even else 1
         self.encoder = [_written_out(layer, layer_type) for layer in network.encoder]
         self.decoder = [_written_out(layer, layer_type) for layer in network.decoder]
+        layers = [*self.encoder, *self.decoder]
+        self.max_threads = min(layer.max_threads for layer in layers)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:

@@ -1,0 +1,39 @@
+"""Locks between processes, held until the process ends, however it ends.
+
+On a disk without locks every lock is free: nothing is shared, and nothing fails.
+"""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_held: dict[Path, FileLock] = {}
+
+
+def try_lock(path: Path) -> bool:
+    """Lock the file for this process. False if another process has locked it."""
+    if path in _held:
+        return True
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError:
+        return True
+    _held[path] = lock
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process, this one included, has locked the file."""
+    if path in _held:
+        return True
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
