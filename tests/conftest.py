@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("CI", None)
 
 import pytest
+from filelock import FileLock
 
 from pipeline.data.catalog import DATASETS
 from pipeline.data.datasets import Split, load_split, save_dataset
@@ -74,7 +75,7 @@ def workplace(tmp_path, small_dataset, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_workspace(small_dataset, tmp_path_factory) -> Path:
-    """A folder in which train, train_classifier and evaluate ran on SMALL. Tests use copies of it."""
+    """A folder in which train, train_classifier and evaluate ran on SMALL. Tests copy it."""
     from pipeline.stages import evaluate, train, train_classifier
 
     folder = tmp_path_factory.mktemp("finished")
@@ -92,6 +93,27 @@ def finished(finished_workspace, tmp_path, monkeypatch) -> Path:
     shutil.copytree(finished_workspace, tmp_path, dirs_exist_ok=True)
     use_folder(monkeypatch, tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def repro_repo(small_mnist, tmp_path_factory):
+    """A Repo in which `dvc repro evaluate` ran, committed. All test processes share it: copy it.
+
+    It has no MLflow run: in a copy, `dvc repro` executes the stage `log`.
+    """
+    from helpers.repo import Repo, plant
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root, done = shared / "repro_repo", shared / "repro_repo.done"
+    with FileLock(shared / "repro_repo.lock"):
+        if not done.exists():
+            root.mkdir()
+            repo = plant(root, small_mnist)
+            done.write_text(repo.run("dvc", "repro", "evaluate"), encoding="utf-8")
+            repo.commit()
+    return Repo(root, small_mnist)
 
 
 def use_folder(patch: pytest.MonkeyPatch, folder: Path) -> None:

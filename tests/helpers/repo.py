@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from conftest import ROOT, SMALL, set_params
@@ -79,6 +80,27 @@ class Repo:
 
     def set(self, **changes: object) -> None:
         set_params(self.root, changes)
+
+    def run_queue(self, names: Collection[str], jobs: int, seconds: float = 300) -> None:
+        """Run the queue until these experiments exist and no worker is active."""
+        # A worker keeps the stdout that it was started with.
+        self.run("bash", "-c", f"dvc queue start -j {jobs} > .dvc/tmp/workers.log 2>&1")
+        end = time.monotonic() + seconds
+        while True:
+            status = self.run("dvc", "queue", "status")
+            existing = set(self.run("dvc", "exp", "list", "--name-only").split())
+            if existing.issuperset(names) and "Worker status: 0 active" in status:
+                break
+            assert "Failed" not in status and time.monotonic() < end, status
+            time.sleep(1)
+        self.run("dvc", "queue", "stop")
+
+    def state(self) -> dict[str, bytes]:
+        """Everything that `dvc repro` writes, apart from the MLflow store, by path."""
+        paths = [self.root / "dvc.lock", *(self.root / "reports").rglob("*")]
+        paths += (self.root / "data").glob("*.safetensors")
+        files = [path for path in paths if path.is_file()]
+        return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in files}
 
     def metrics(self) -> dict[str, float]:
         return json.loads((self.root / "reports" / "metrics.json").read_text())["test"]
