@@ -8,14 +8,11 @@ import hashlib
 import json
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, committed
 from safetensors.torch import load_file
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -95,21 +92,6 @@ def test_nll_of_the_first_100_images(weights, dataset):
     stored = pd.read_parquet(ROOT / PER_IMAGE)["nll"]
     assert stored[:100].tolist() == pytest.approx(nll, abs=2e-3)
     assert TEST["nll"] == pytest.approx(stored.astype(float).mean(), rel=1e-9)
-
-
-def test_accuracies_of_the_latent_code(weights, dataset):
-    train, test = (
-        encode(weights, dataset[f"{split}_images"]).mean.double().numpy()
-        for split in ("train", "test")
-    )
-    labels, test_labels = dataset["train_labels"].numpy(), dataset["test_labels"].numpy()
-    accuracy = KNeighborsClassifier(15).fit(train, labels).score(test[:1000], test_labels[:1000])
-    error = math.sqrt(TEST["knn_accuracy"] * (1 - TEST["knn_accuracy"]) / 1000)
-    assert accuracy == pytest.approx(TEST["knn_accuracy"], abs=4 * error)
-    mean, deviation = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-9)
-    probe = LogisticRegression(solver="newton-cg").fit((train - mean) / deviation, labels)
-    accuracy = probe.score((test - mean) / deviation, test_labels)
-    assert accuracy == pytest.approx(TEST["probe_accuracy"], abs=1e-3)
 
 
 def test_frechet_distance(weights, dataset):

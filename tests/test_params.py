@@ -92,17 +92,6 @@ def test_numbers_are_read_as_dvc_writes_them(path):
     assert (params.learning_rate, params.seed) == (1e-5, 10)  # YAML 1.2 has no octal 010
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:99", "mps"])
-def test_every_device_name_is_accepted(path, device):
-    set_params(path.parent, {"device": device})
-    assert load_params(path).device == device
-
-
-def test_params_are_frozen(path):
-    with pytest.raises(ValueError, match="frozen"):
-        load_params(path).z_dim = 3
-
-
 def test_parameters_that_are_not_in_results_exist():
     assert set(Params.model_fields) >= NOT_IN_RESULTS
 

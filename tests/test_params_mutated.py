@@ -22,7 +22,7 @@ VALID = {key: st.integers(low, high) for key, (low, high) in RANGES.items()} | {
     "precision": st.sampled_from(["float32", "bfloat16"]),
     "learning_rate": st.floats(0, 1, exclude_min=True),
     "eval_proposal_scale": st.floats(0.1, 10),
-    "device": st.integers(0, 99).map("cuda:{}".format),
+    "device": st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:99"]),
 }
 NO_SCALARS = st.sampled_from([None, True, [], [1], {"a": 1}])
 NO_NUMBERS = st.text(st.characters(codec="ascii"), max_size=9) | NO_SCALARS
