@@ -69,8 +69,15 @@ lock: setup     ## resolve requirements.lock from pyproject.toml (needs uv)
 bench: setup    ## measure the speed on this machine, into reports/benchmarks/; about ten minutes
 	"$(VENV)/bin/python" benchmarks/run.py $(ROUNDS)
 
+# MLflow's own messages go into a file.
 ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pictures
-	@case "$$MLFLOW_TRACKING_URI" in http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names"; exit;; esac; \
-	echo "Open http://127.0.0.1:$(PORT)$${MLFLOW_TRACKING_URI-/#/experiments/1/runs?viewStateShareKey=results}; end with Ctrl-C"; \
-	exec "$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	@case "$$MLFLOW_TRACKING_URI" in \
+	  http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names"; exit;; \
+	  "") page="experiments/1/runs?viewStateShareKey=results&";; \
+	  *) page="experiments?";; \
+	esac; \
+	echo "Open http://127.0.0.1:$(PORT)/#/$${page}workflowType=machine_learning in some seconds; end with Ctrl-C"; \
+	mkdir -p .dvc/tmp && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	"$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) --workers 1 \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" > .dvc/tmp/ui.log 2>&1; \
+	grep -i error .dvc/tmp/ui.log >&2; exit 1

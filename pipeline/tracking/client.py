@@ -6,6 +6,7 @@ folder that is deleted, so both paths are absolute. `MLFLOW_TRACKING_URI` and
 `MLFLOW_EXPERIMENT_NAME` name others.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,18 @@ from pipeline.errors import UserError
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 FAILURES = (MlflowException, SQLAlchemyError, RequestException, OSError, ImportError, ValueError)
+# The UI's table shows neither parameters nor metrics unless each is selected. This view has them. It
+# is in the UI's own undocumented form; a version of MLflow that does not know it ignores it.
+COLUMNS = ("z_dim", "h_dim", "num_epochs", "learning_rate", "seed")
+METRICS = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance")
+RESULTS_VIEW = {
+    "orderByKey": "metrics.`test/nll`",
+    "orderByAsc": True,
+    "selectedColumns": [
+        *(f"metrics.`test/{name}`" for name in METRICS),
+        *(f"params.`{name}`" for name in COLUMNS),
+    ],
+}
 LOCAL_UI = "http://127.0.0.1:5000"  # `make ui`
 
 
@@ -134,8 +147,12 @@ def _new_store(root: Path) -> Store:
     client = _client(uri)
     # A server knows where its artifacts go.
     location = None if uri.startswith("http") else (root / "mlartifacts").as_uri()
-    # Without this tag the UI opens the experiment in its view for language models.
-    tags = {"mlflow.experimentKind": "custom_model_development"}
+    view = {"name": "Results", "createdAt": 0, "updatedAt": 0, "state": json.dumps(RESULTS_VIEW)}
+    tags = {
+        # Without this tag the UI opens the experiment in its view for language models.
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.sharedViewState.results": json.dumps(view),
+    }
     return Store(client, client.create_experiment(_experiment_name(), location, tags), uri)
 
 
