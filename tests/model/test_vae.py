@@ -8,82 +8,83 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
+from helpers.models import DEFAULT, Convolutional, small_vae, weights
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.errors import InputError
-from pipeline.model.vae import ACTIVATIONS, VAE, load_model, save_model
-from pipeline.runtime.randomness import generator
+from pipeline.errors import UserError
+from pipeline.model.network import ACTIVATIONS, NETWORKS, Batch
+from pipeline.model.vae import load_vae, save_vae
+from pipeline.runtime.tensor_file import read_header
 
-SMALL = {"x_dim": 12, "h_dim": 8, "z_dim": 3, "h_layers": 2, "activation": "tanh"}
-
-
-def make(seed=0, **changes):
-    model = VAE(**SMALL | changes)
-    model.reset_parameters(generator(seed, "init"))
-    return model
+TINY = {"image_shape": (3, 4), "h_dim": 8, "z_dim": 3, "h_layers": 2, "activation": "tanh"}
 
 
-def weights(model):
-    return torch.cat([p.detach().view(-1) for p in model.parameters()])
-
-
-def test_default_architecture_is_the_seeds():
-    model = make(x_dim=784, h_dim=400, z_dim=20, h_layers=1, activation="relu")
-    seed = [(784, 400), (400, 20), (400, 20), (20, 400), (400, 784)]
-    assert sum(p.numel() for p in model.parameters()) == sum(n * m + m for n, m in seed)
+def test_default_architecture_has_the_parameters_of_the_original_script():
+    model = small_vae(h_dim=400, z_dim=20)
+    script = [(784, 400), (400, 20), (400, 20), (20, 400), (400, 784)]
+    assert len(weights(model)) == sum(n * m + m for n, m in script)
 
 
 def test_shapes():
-    mu, log_var = make().encode(torch.rand(5, 12))
-    assert mu.shape == log_var.shape == (5, 3)
-    assert make().decode(mu).shape == (5, 12)
+    model = small_vae(**TINY)
+    posterior = model.encode(Batch(torch.rand(5, 12)))
+    assert posterior.mu.shape == posterior.log_var.shape == (5, 3)
+    assert model.decode(torch.rand(7, 5, 3)).shape == (7, 5, 12)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("h_layers", [1, 3])
-def test_hidden_layers_and_activations_are_the_ones_asked_for(name, h_layers):
-    model = make(activation=name, h_layers=h_layers)
-    for half in (model.encoder, model.decoder):
-        kinds = [type(layer) for layer in half]
+def test_hidden_layers_and_activation_follow_the_architecture(name, h_layers):
+    network = small_vae(activation=name, h_layers=h_layers).network
+    for layers in (network.encoder, network.decoder):
+        kinds = [type(layer) for layer in layers]
         assert kinds == [nn.Linear, ACTIVATIONS[name]] * h_layers + [nn.Linear]
 
 
-def test_initialization_is_pytorchs_and_belongs_to_the_seed():
-    model = make(x_dim=784, h_dim=400)
-    for layer in (m for m in model.modules() if isinstance(m, nn.Linear)):
+def test_initialization_is_pytorchs_and_depends_on_the_seed_alone():
+    model = small_vae(h_dim=400)
+    for layer in (module for module in model.modules() if isinstance(module, nn.Linear)):
         bound = 1 / math.sqrt(layer.in_features)
         assert layer.weight.abs().max() <= bound
         assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.2)
-    assert torch.equal(weights(make(seed=1)), weights(make(seed=1)))
-    assert not torch.equal(weights(make(seed=1)), weights(make(seed=2)))
+    first = weights(small_vae(seed=1))
+    torch.manual_seed(5)
+    assert torch.equal(weights(small_vae(seed=1)), first)
+    assert not torch.equal(weights(small_vae(seed=2)), first)
 
 
-def test_a_file_gives_the_model_back_and_describes_it(tmp_path):
-    model, path = make(), tmp_path / "vae.safetensors"
-    save_model(model, path, {"seed": 0, "learning_rate": 1e-05})
-    loaded, header = load_model(path)
-    assert torch.equal(weights(loaded), weights(model))
-    assert header == {
-        "architecture": SMALL,
-        "likelihood": "bernoulli",
-        "provenance": {"seed": 0, "learning_rate": 1e-05},
+def test_the_seed_covers_the_layers_of_any_network(monkeypatch, tmp_path):
+    monkeypatch.setitem(NETWORKS, "conv", Convolutional)
+    model = small_vae(network="conv")
+    torch.manual_seed(5)
+    assert torch.equal(weights(small_vae(network="conv")), weights(model))
+    save_vae(model, tmp_path / "vae", {})
+    assert torch.equal(weights(load_vae(tmp_path / "vae")), weights(model))
+
+
+def test_a_file_restores_the_model_and_describes_it(tmp_path):
+    model, path = small_vae(**TINY), tmp_path / "vae.safetensors"
+    save_vae(model, path, {"learning_rate": 1e-05})
+    assert torch.equal(weights(load_vae(path)), weights(model))
+    assert read_header(path) == {
+        "architecture": DEFAULT | TINY | {"image_shape": [3, 4]},
+        "provenance": {"learning_rate": 1e-05},
     }
 
 
 def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path):
     code = """if True:
         import sys; from pathlib import Path
-        from pipeline.model.vae import VAE, save_model; from pipeline.runtime.randomness import generator
-        model = VAE(x_dim=12, h_dim=8, z_dim=3, h_layers=2, activation="tanh")
-        model.reset_parameters(generator(0, "init"))
-        save_model(model, Path(sys.argv[1]), {"seed": 0, "batch_size": 128})
+        sys.path.insert(0, "tests")
+        from helpers.models import small_vae; from pipeline.model.vae import save_vae
+        save_vae(small_vae(), Path(sys.argv[1]), {"seed": 0, "batch_size": 128})
     """
-    paths = [tmp_path / name for name in ("a", "b.safetensors")]
-    for path in paths:
-        root = Path(__file__).parents[2]
-        subprocess.run([sys.executable, "-c", code, path], check=True, cwd=root)
-    assert paths[0].read_bytes() == paths[1].read_bytes()
+    path = tmp_path / "a.safetensors"
+    subprocess.run([sys.executable, "-c", code, path], check=True, cwd=ROOT)
+    save_vae(small_vae(), tmp_path / "b.safetensors", {"batch_size": 128, "seed": 0})
+    assert path.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 class Planted:
@@ -91,36 +92,44 @@ class Planted:
         return (Path("planted").write_text, ("executed",))
 
 
-def bad_files(path):
-    """Each way to be no model of this project, written to `path`."""
-    yield "nothing there", lambda: path.unlink(missing_ok=True)
-    yield "random bytes", lambda: path.write_bytes(bytes(range(256)) * 8)
-    yield "empty", lambda: path.write_bytes(b"")
-    yield "a pickle", lambda: path.write_bytes(pickle.dumps(Planted()))
-    yield "a torch pickle", lambda: torch.save(Planted(), path)
-    yield "no header", lambda: save_file({"w": torch.zeros(2)}, path)
-    yield "a header that is no JSON", lambda: save_file({"w": torch.zeros(2)}, path, metadata={"vae": "{"})
-    yield (
-        "another architecture",
-        lambda: save_file(
-            make().state_dict(), path, metadata={"vae": json.dumps({"architecture": SMALL | {"z_dim": 4}})}
-        ),
-    )
-    yield (
-        "an unknown activation",
-        lambda: save_file(
-            make().state_dict(), path, metadata={"vae": json.dumps({"architecture": SMALL | {"activation": "eval"}})}
-        ),
-    )
-    yield "a header that lies about its length", lambda: path.write_bytes(struct.pack("<Q", 2**60) + b"{}")
+def with_header(header: str) -> bytes:
+    save_file(small_vae(**TINY).state_dict(), "with_header", metadata={"header": header})
+    return Path("with_header").read_bytes()
 
 
-@pytest.mark.parametrize("kind", [kind for kind, _ in bad_files(Path("x"))])
-def test_what_is_no_model_is_refused_in_one_line_and_nothing_is_executed(tmp_path, monkeypatch, kind):
+def described(**changes: object) -> bytes:
+    return with_header(json.dumps({"architecture": DEFAULT | TINY | changes}))
+
+
+INVALID = {
+    "random bytes": lambda: bytes(range(256)) * 8,
+    "empty": lambda: b"",
+    "a pickle": lambda: pickle.dumps(Planted()),
+    "a wrong length": lambda: struct.pack("<Q", 2**60) + b"{}",
+    "no header": lambda: with_header(""),
+    "a header that is not JSON": lambda: with_header("{"),
+    "a header of something else": lambda: with_header("{}"),
+    "weights of another architecture": lambda: described(z_dim=4),
+    "an unknown activation": lambda: described(activation="eval"),
+    "an unknown likelihood": lambda: described(likelihood="gaussian"),
+    "an unknown network": lambda: described(network="transformer"),
+    "an unknown key": lambda: described(width=1),
+}
+
+
+@pytest.mark.parametrize("content", INVALID.values(), ids=INVALID)
+def test_an_invalid_file_is_refused_in_one_line_and_executes_nothing(
+    tmp_path, monkeypatch, content
+):
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "vae.safetensors"
-    dict(bad_files(path))[kind]()
-    with pytest.raises(InputError) as caught:
-        load_model(path)
-    assert "vae.safetensors" in str(caught.value) and "\n" not in str(caught.value)
+    Path("vae.safetensors").write_bytes(content())
+    with pytest.raises(UserError) as error:
+        load_vae(Path("vae.safetensors"))
+    assert error.value.subject == "vae.safetensors" and "\n" not in str(error.value)
     assert not Path("planted").exists()
+
+
+def test_a_missing_file_is_a_user_error(tmp_path):
+    with pytest.raises(UserError) as error:
+        load_vae(tmp_path / "vae.safetensors")
+    assert error.value.subject == str(tmp_path / "vae.safetensors")

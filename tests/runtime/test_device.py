@@ -1,31 +1,67 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from pipeline.errors import InputError
-from pipeline.runtime.device import prepare_device
+from pipeline.errors import UserError
+from pipeline.runtime.device import one_thread, prepare_device
 
 
-@pytest.fixture(autouse=True)
-def put_back():
+def test_auto_is_the_best_device_of_the_machine():
+    best = "mps" if torch.backends.mps.is_available() else "cpu"
+    expected = "cuda" if torch.cuda.is_available() else best
+    try:
+        assert prepare_device("auto").type == expected
+    finally:
+        torch.set_deterministic_debug_mode("default")
+    assert prepare_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:99", "mps"])
+def test_a_missing_device_is_refused(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError) as error:
+        prepare_device(name)
+    assert error.value.subject == "params.yaml: device" and name in str(error.value)
+
+
+@pytest.fixture
+def gpus(monkeypatch, tmp_path):
+    """Three GPUs, as far as the choice among them is concerned."""
+    monkeypatch.chdir(tmp_path)
+    models = ["A", "B", "A"]
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name=models[i], uuid=i)
+    )
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
+    assert len(chosen) == 1
 
 
-def test_auto_takes_the_best_there_is():
-    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert prepare_device("auto", "params.yaml").type == expected
-    assert prepare_device("cpu", "params.yaml").type == "cpu"
+@pytest.mark.parametrize(("name", "allowed"), [("cuda", ["0", "2"]), ("cuda:1", ["1"])])
+@pytest.mark.usefixtures("gpus")
+def test_any_gpu_of_the_first_ones_model_may_be_used_unless_one_is_named(
+    monkeypatch, name, allowed
+):
+    offered = []
+    monkeypatch.setattr(
+        "pipeline.runtime.device.reserve_gpu", lambda uuids: offered.extend(uuids) or 0
+    )
+    assert str(prepare_device(name).index) == allowed[0]
+    assert offered == allowed
+    assert torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
-def test_a_device_that_is_not_there_is_refused_by_name(name):
-    available = torch.backends.mps.is_available() if name == "mps" else torch.cuda.is_available()
-    if available:
-        pytest.skip(f"this machine has {name}")
-    with pytest.raises(InputError, match=rf"^params.yaml: device: {name} .*device: auto"):
-        prepare_device(name, "params.yaml")
-
-
-def test_a_gpu_too_many_is_refused_by_name():
-    with pytest.raises(InputError, match=r"^params.yaml: device: cuda:99 .*device: auto"):
-        prepare_device("cuda:99", "params.yaml")
+def test_one_thread_is_undone_after_an_error():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with pytest.raises(ValueError, match="x"), one_thread():
+        assert torch.get_num_threads() == 1
+        raise ValueError("x")
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)

@@ -1,28 +1,47 @@
 import torch
 
-from pipeline.runtime.randomness import permutation, standard_normal, standard_normal_columns
+from pipeline.runtime.randomness import (
+    permutation,
+    seeded,
+    standard_normal,
+    standard_normal_columns,
+)
 
 
-def test_an_address_always_gives_the_same_draw_whatever_came_before():
+def test_an_address_gives_the_same_draw_whatever_came_before():
     first = standard_normal((100,), 3, "noise", epoch=2)
-    torch.randn(1000), standard_normal((7,), 3, "noise", epoch=1)
+    standard_normal((7,), 3, "noise", epoch=1)
     torch.manual_seed(0)
     assert torch.equal(first, standard_normal((100,), 3, "noise", epoch=2))
 
 
 def test_every_part_of_the_address_counts():
-    addresses = [(0, "noise", 1), (1, "noise", 1), (0, "shuffle", 1), (0, "noise", 2), (0, "noise", 11)]
-    draws = [tuple(standard_normal((16,), *address).tolist()) for address in addresses]
-    assert len(set(draws)) == len(draws)
+    addresses = [
+        (0, "noise", 1), (1, "noise", 1), (0, "shuffle", 1), (0, "noise", 2), (0, "noise", 11),
+    ]  # fmt: skip
+    draws = {tuple(standard_normal((16,), *address).tolist()) for address in addresses}
+    assert len(draws) == len(addresses)
 
 
-def test_a_column_does_not_depend_on_how_many_there_are():
+def test_a_seeded_block_leaves_the_global_generator_as_it_was():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with seeded(0, "init"):
+        first = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded(0, "init"):
+        assert torch.equal(torch.rand(3), first)
+
+
+def test_a_column_does_not_depend_on_the_number_of_columns():
     wide = standard_normal_columns(64, 20, 0, "generate")
-    assert wide.shape == (64, 20) and torch.equal(wide[:, :2], standard_normal_columns(64, 2, 0, "generate"))
+    assert wide.shape == (64, 20)
+    assert torch.equal(wide[:, :2], standard_normal_columns(64, 2, 0, "generate"))
     assert len({tuple(column.tolist()) for column in wide.T}) == 20
 
 
-def test_a_permutation_holds_every_index_once():
+def test_a_permutation_has_every_index_once():
     assert torch.equal(permutation(1000, 0, "shuffle").sort().values, torch.arange(1000))
 
 

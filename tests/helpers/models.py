@@ -1,0 +1,44 @@
+"""Small models for tests."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.network import Architecture, Posterior
+from pipeline.model.vae import VAE, new_vae
+
+DEFAULT = {
+    "network": "mlp", "likelihood": "bernoulli", "image_shape": (28, 28),
+    "z_dim": 4, "h_dim": 32, "h_layers": 1, "activation": "relu",
+}  # fmt: skip
+
+
+def small_vae(seed: int = 0, **changes: object) -> VAE:
+    return new_vae(Architecture(**DEFAULT | changes), seed)
+
+
+def weights(model: nn.Module) -> Tensor:
+    """All weights as one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def gradients(model: nn.Module) -> Tensor:
+    """All gradients as one vector, in the order of `weights`."""
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+class Convolutional(nn.Module):
+    """A network of layers that are not linear, conditioned on labels."""
+
+    def __init__(self, architecture, num_outputs):
+        super().__init__()
+        self.z_dim = architecture.z_dim
+        self.shape = architecture.image_shape
+        self.encoder = nn.Conv2d(1, 2 * self.z_dim, self.shape)
+        self.classes = nn.Embedding(10, self.z_dim)
+        self.decoder = nn.ConvTranspose2d(self.z_dim, 1, self.shape)
+
+    def encode(self, batch):
+        return Posterior(*self.encoder(batch.x.view(-1, 1, *self.shape)).flatten(1).chunk(2, 1))
+
+    def decode(self, z, y):
+        return self.decoder((z + self.classes(y))[:, :, None, None]).flatten(1)
