@@ -37,18 +37,16 @@ def main(arguments: argparse.Namespace) -> None:
     measured = [run for run in runs if run.metrics]
     comparison = compare(measured, choose_baseline(measured, arguments.baseline))
     linked, link_note = links(measured, root)
-    remarks = notes(comparison, [run for run in runs if not run.metrics])
-    remarks += [("MLflow", link_note)]
+    remarks = {**notes(comparison, runs), link_note: "MLflow"}
     commands = {name: command(name, entry) for name, entry in chosen.items()}
     page = render(comparison, remarks, linked, commands, root)
     with writing(COMPARISON):
         (root / COMPARISON).parent.mkdir(exist_ok=True)
         (root / COMPARISON).write_text(page, encoding="utf-8")
-    print(terminal(comparison))
-    for name, note in remarks:
-        print(ascii_text(f"note: {name}: {note}"))
-    for line in (caveat(comparison), answer(comparison), f"Wrote {COMPARISON} (for a browser)."):
-        print(ascii_text(line))
+    lines = [f"note: {names}: {note}" for note, names in remarks.items()]
+    lines += [*caveat(comparison).splitlines(), answer(comparison)]
+    lines += [f"Wrote {COMPARISON}: open it in a browser"]
+    print(terminal(comparison), *map(ascii_text, lines), sep="\n")
 
 
 def choose(names: Sequence[str], baseline: str | None, root: Path) -> dict[str, Experiment]:
@@ -74,18 +72,18 @@ def find_revision(name: str, available: Mapping[str, Experiment], root: Path) ->
     if not revision:
         names = ascii_text(", ".join([HEAD, *available]))
         raise UserError(ascii_text(name), f"no such experiment or git revision; there are {names}")
-    return next((one for one in available.values() if one.commit == revision.commit), revision)
+    return revision
 
 
 def choose_baseline(measured: Sequence[Run], wanted: str | None) -> str:
-    """Return the name of the baseline. Raises UserError if there is nothing to compare."""
+    """Return the name of the baseline, the first run. Raises UserError if nothing is to compare."""
     names = [run.name for run in measured]
     if wanted and wanted not in names:
         raise UserError(ascii_text(wanted), "has no results; choose another --baseline")
-    if len(measured) < 2:
+    if len(names) < 2:
         advice = "`dvc repro` creates those of HEAD, `dvc exp run -S z_dim=2` those of another run"
         raise UserError("compare", f"fewer than two runs have results; {advice}")
-    return wanted or next((name for name in names if name == HEAD), names[0])
+    return names[0]
 
 
 def command(name: str, entry: Experiment) -> str:

@@ -1,4 +1,4 @@
-"""The charts of the page, as Plotly's JSON. Colors of text and grid, and the legend, are the page's."""
+"""The charts of the page, as Plotly's JSON. The page adds colors of text and grid, and a legend."""
 
 import io
 from collections.abc import Sequence
@@ -20,15 +20,7 @@ MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down",
 GLYPHS = ("●", "■", "◆", "▲", "✚", "▼", "★", "⬢")  # the same marks in text
 GRAY = "#8a8a8a"
 POINTS = 80  # of a curve, at most
-DOTS = (
-    "nll",
-    "neg_elbo",
-    "nll_binarized",
-    "frechet_distance",
-    "precision",
-    "recall",
-    "knn_accuracy",
-)
+DOTS = ("nll", "neg_elbo", "nll_binarized", "frechet_distance", "knn_accuracy", "active_units")
 
 
 class Chart(NamedTuple):
@@ -76,7 +68,7 @@ def styles(labels: Sequence[str]) -> pd.DataFrame:
 
 
 def charts(comparison: Comparison, shown: Sequence[str], blobs: Blobs) -> list[Chart]:
-    """Return every chart that has data; `blobs` has the reports of the configurations in `shown`."""
+    """Return every chart that has data; `blobs`: reports of the configurations in `shown`."""
     curves = [overlay(curve, comparison, shown, blobs) for curve in CURVES]
     drawn = [plane(comparison), *curves, *(dots(comparison, name) for name in DOTS)]
     return [chart for chart in drawn if chart.data]
@@ -85,12 +77,7 @@ def charts(comparison: Comparison, shown: Sequence[str], blobs: Blobs) -> list[C
 def plane(comparison: Comparison) -> Chart:
     """Rate and distortion, with lines of equal −ELBO, their sum."""
     points = comparison.mean.reindex(columns=["kl", "recon"]).dropna()
-    spread = comparison.spread.reindex(columns=["kl", "recon"])
-    data = [
-        marker(comparison, label, [x], [y])
-        | {"error_x": error_bar(spread.kl[label]), "error_y": error_bar(spread.recon[label])}
-        for label, x, y in points.itertuples()
-    ]
+    data = [marker(comparison, label, [x], [y]) for label, x, y in points.itertuples()]
     caption = "−ELBO = KL + recon is the same along a dotted line; lower left is better."
     layout = axes("KL, nats per image", "recon, nats per image")
     title = "Rate and distortion"
@@ -114,14 +101,15 @@ def iso_lines(points: pd.DataFrame) -> list[dict[str, Any]]:
 def overlay(curve: Curve, comparison: Comparison, shown: Sequence[str], blobs: Blobs) -> Chart:
     """One report of all shown runs in one chart."""
     data = []
-    for label in shown:
-        for run in comparison.members(label):
-            table = read_table(curve, blobs.get((run.experiment.commit, curve.path), b""))
-            for name in table.columns[1:]:
-                trace = marker(comparison, label, table[curve.x].tolist(), table[name].tolist())
-                dash = "solid" if name == curve.y[0] else "dash"
-                trace |= {"name": plain(run.name), "mode": curve.mode, "line": {"dash": dash}}
-                data.append(trace)
+    counted = comparison.counted.set_index("label").loc[list(shown)]
+    for label, run in counted["run"].items():
+        table = read_table(curve, blobs.get((run.experiment.commit, curve.path), b""))
+        for name in table.columns[1:]:
+            trace = marker(comparison, label, table[curve.x].tolist(), table[name].tolist())
+            dash = "solid" if name == curve.y[0] else "dash"
+            data.append(
+                trace | {"name": plain(run.name), "mode": curve.mode, "line": {"dash": dash}}
+            )
     layout = axes(curve.x, "")
     layout["xaxis"]["type"] = curve.scale
     return Chart(curve.path.stem, curve.title, curve.caption, 380, data, layout)
@@ -133,31 +121,26 @@ def read_table(curve: Curve, content: bytes) -> pd.DataFrame:
         table = pd.read_csv(io.BytesIO(content)).dropna(axis="columns", how="all").round(4)
     except ValueError:
         return pd.DataFrame()
-    columns = [curve.x, *table.columns.intersection(curve.y).sort_values(ascending=False)[:1]]
-    if not table.columns.intersection(columns[1:]).size:
-        return pd.DataFrame()
+    columns = [name for name in (curve.x, *curve.y) if name in table][:2]
     places = np.unique(np.geomspace(1, len(table), POINTS).astype(int)) - 1
     return table[columns].iloc[places]
 
 
 def dots(comparison: Comparison, name: str) -> Chart:
-    """One point with its error bar per configuration, and what real images score."""
-    shown, means = quantity(name), comparison.mean.reindex(columns=[name])[name].dropna()
+    """One point with its error bar per configuration."""
     data = []
-    for label, value in means.items():
-        point = marker(comparison, str(label), [value], [short(str(label))])
-        data.append(point | {"error_x": error_bar(comparison.spread.at[label, name])})
-    floor = comparison.members(comparison.baseline)[0].classifier.get("floor", {})
-    if data and name in floor:
-        look = {"color": GRAY, "symbol": "line-ns-open", "size": 12}
-        real = {"x": [floor[name]], "y": ["real images"], "mode": "markers", "marker": look}
-        data.append(real | {"name": "real images"})
+    for label, mean in comparison.mean.reindex(columns=[name])[name].dropna().items():
+        point = marker(comparison, label, [mean], [plain(str(label))[:24]])
+        array = comparison.spread.loc[label, [name]].fillna(0).tolist()
+        data.append(point | {"error_x": {"type": "data", "array": array, "width": 4}})
     layout = axes("", "")
     layout["yaxis"] |= {"type": "category", "autorange": "reversed"}
-    return Chart(name, shown.symbol, shown.meaning, 70 + 24 * len(data), data, layout, wide=False)
+    height = 70 + 24 * len(data)
+    shown = quantity(name)
+    return Chart(name, shown.symbol, shown.meaning, height, data, layout, wide=False)
 
 
-def marker(comparison: Comparison, label: str, x: list[Any], y: list[Any]) -> dict[str, Any]:
+def marker(comparison: Comparison, label: Any, x: list[Any], y: list[Any]) -> dict[str, Any]:
     """Return points in the style of a configuration."""
     look = styles(comparison.labels).loc[label]
     return {
@@ -165,11 +148,6 @@ def marker(comparison: Comparison, label: str, x: list[Any], y: list[Any]) -> di
         "legendgroup": look.key, "marker": {"color": look.color, "symbol": look.mark, "size": 9},
         "hovertemplate": "%{fullData.name}: (%{x:.5g}, %{y:.5g})<extra></extra>",
     }  # fmt: skip
-
-
-def error_bar(spread: float) -> dict[str, Any]:
-    """Return an error bar; none if the spread is not known."""
-    return {"type": "data", "array": [float(np.nan_to_num(spread))], "thickness": 1.5, "width": 4}
 
 
 def axes(x: str, y: str) -> dict[str, Any]:
@@ -180,8 +158,3 @@ def axes(x: str, y: str) -> dict[str, Any]:
 def plain(text: str) -> str:
     """Return text that Plotly, which reads some HTML and %{...}, shows unchanged."""
     return escape(text, quote=False).replace("%{", "% {")
-
-
-def short(label: str) -> str:
-    """Return as much of a label as fits beside a small chart."""
-    return plain(label if len(label) <= 20 else f"{label[:19]}…")

@@ -1,4 +1,4 @@
-"""Links to the MLflow runs. A store that cannot be used costs one note."""
+"""Links to MLflow runs. A store that cannot be used costs one note."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +18,12 @@ class Link(NamedTuple):
     url: str
 
 
-def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Link], str]:
+def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Link | None], str]:
     """Return the links of the runs that MLflow has, by name, and a note about them.
 
     A run is found by its parameters and the sha256 of its model file.
     """
-    from pipeline.tracking.client import existing_store  # noqa: PLC0415  (imports MLflow)
-    from pipeline.tracking.server import StoreError  # noqa: PLC0415
+    from pipeline.tracking.client import StoreError, existing_store  # noqa: PLC0415  (imports MLflow)
 
     try:
         store = existing_store(root)
@@ -32,20 +31,17 @@ def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Link], str]:
     except StoreError as error:
         return {}, f"no links to runs: {error}"
     if not store or not tracked:
-        return {}, "MLflow has no runs; `python -m pipeline log-all` uploads them"
+        return {}, "no runs yet; `python -m pipeline log-all` uploads them"
     address = ui_address(store.uri)
     known = {}
     for entry in sorted(tracked, key=lambda entry: entry.info.status == "FINISHED"):
         page = f"{quote(entry.info.experiment_id)}/runs/{quote(entry.info.run_id)}"
         url = f"{address}/#/experiments/{page}?workflowType=machine_learning"
-        key = _key(entry.data.params, entry.data.tags.get("model.sha256"))
+        key = _key(entry.data.params, entry.data.tags.get("model.sha256", ""))
         known[key] = Link(entry.info.run_name, url)
-    found = {}
-    for run in runs:
-        if run.model and run.model.is_file():
-            found[run.name] = known.get(_key(run.params, sha256_file(run.model)))
-    note = "links to runs work while `make ui` runs" if address == LOCAL else ""
-    return {name: link for name, link in found.items() if link}, note
+    cached = [run for run in runs if run.model.is_file()]
+    found = {run.name: known.get(_key(run.params, sha256_file(run.model))) for run in cached}
+    return found, f"links lead to {address}; `make ui` serves the local store"
 
 
 def ui_address(uri: str) -> str:
@@ -56,5 +52,5 @@ def ui_address(uri: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
-def _key(params: Mapping[str, object], model_sha256: str | None) -> frozenset[object]:
+def _key(params: Mapping[str, object], model_sha256: str) -> frozenset[object]:
     return frozenset([model_sha256, *zip(params, map(str, params.values()), strict=True)])

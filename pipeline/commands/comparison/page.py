@@ -2,9 +2,9 @@
 
 import base64
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
@@ -19,55 +19,56 @@ from pipeline.paths import BOUND, FIGURES, GENERATED, KL_PER_DIMENSION, RECONSTR
 from pipeline.runtime.git import git
 
 SHOWN = 6  # configurations with curves and pictures
-CHARTED = {BOUND.stem, KL_PER_DIMENSION.stem}  # figures that are charts here
-
-Pictures = dict[str, dict[str, str]]
+CHARTED = {f"{FIGURES.as_posix()}/{path.stem}.png" for path in (BOUND, KL_PER_DIMENSION)}
 
 
 def render(
     comparison: Comparison,
-    notes: Sequence[tuple[str, str]],
-    links: Mapping[str, Link],
+    notes: Mapping[str, str],
+    links: Mapping[str, Link | None],
     commands: Mapping[str, str],
     root: Path,
 ) -> str:
     """Return the page. `links` and `commands` are by the name of the run."""
     best = comparison.labels[: SHOWN - 1]
     shown = list(dict.fromkeys([*best, comparison.baseline, *comparison.labels]))[:SHOWN]
-    runs = [run for label in shown for run in comparison.members(label)]
-    wanted = [(run.experiment.commit, curve.path) for run in runs for curve in CURVES]
-    drawn = charts(comparison, shown, read_blobs(root, wanted))
+    drawn = comparison.counted[comparison.counted["label"].isin(shown)]
+    commits = drawn["run"].map(attrgetter("experiment.commit"))
+    reports = read_blobs(root, commits, [curve.path for curve in CURVES])
+    first = commits.groupby(drawn["label"]).first()[shown]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("page.html").render(
         comparison=comparison, tables=tables, shown=shown, notes=notes, links=links,
-        commands=commands, charts=drawn, pictures=pictures(comparison, shown, root),
-        figures={chart.name: {"data": chart.data, "layout": chart.layout} for chart in drawn},
-        quantities=QUANTITIES, styles=styles(comparison.labels), plotly=plotly(),
+        commands=commands, charts=charts(comparison, shown, reports), plotly=plotly(),
+        pictures=pictures(first.to_dict(), root),
+        quantities=QUANTITIES, styles=styles(comparison.labels),
     )  # fmt: skip
 
 
-def pictures(comparison: Comparison, shown: Sequence[str], root: Path) -> Pictures:
-    """Return data URIs of the pictures of each configuration's first seed: title -> label -> URI."""
-    commits = {label: comparison.members(label)[0].experiment.commit for label in shown}
-    folder = f"{FIGURES.as_posix()}/"
-    listed = [git("ls-tree", "--name-only", commit, folder, at=root) for commit in commits.values()]
-    figures = sorted(set("".join(listed).splitlines()))
+def pictures(commits: Mapping[str, str], root: Path) -> dict[str, dict[str, str]]:
+    """Return the pictures in the commit of each label: title -> label -> data URI."""
+    listed = [
+        git("ls-tree", "--name-only", commit, f"{FIGURES.as_posix()}/", at=root)
+        for commit in commits.values()
+    ]
+    figures = sorted({*"".join(listed).splitlines()} - CHARTED)
     paths = [GENERATED, RECONSTRUCTED, *map(Path, figures)]
-    wanted = [(commit, path) for commit in commits.values() for path in paths]
-    blobs = read_blobs(root, wanted)
-    found: Pictures = {}
-    for path in paths:
-        for label, commit in commits.items():
-            content = base64.b64encode(blobs.get((commit, path), b"")).decode()
-            if content and path.stem not in CHARTED:
-                title = path.stem.replace("_", " ").capitalize()
-                found.setdefault(title, {})[label] = f"data:image/png;base64,{content}"
+    labels = {commit: label for label, commit in commits.items()}
+    found: dict[str, dict[str, str]] = {words(path): {} for path in paths}
+    for (commit, path), content in read_blobs(root, commits.values(), paths).items():
+        uri = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        found[words(path)][labels[commit]] = uri
     return found
 
 
-def plotly() -> Any:
+def words(path: Path) -> str:
+    """Return the title of a picture: posterior_means.png -> Posterior means."""
+    return path.stem.replace("_", " ").capitalize()
+
+
+def plotly() -> str:
     """Return plotly.js, compressed: 1.9 MB in place of 4.8."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()

@@ -6,7 +6,7 @@ A metric that is not listed here is shown under its own name.
 from typing import NamedTuple
 
 LOWER, HIGHER, NEITHER = -1, 1, 0
-PAIRED = ("nll", "neg_elbo", "nll_binarized", "recon", "kl")  # one value per image
+PAIRED = ["nll", "neg_elbo", "nll_binarized", "recon", "kl"]  # one value per image
 NATS = "Likelihood and its parts, nats per image"
 CODE = "Latent code and reconstruction"
 SCORES = "Samples, scored by the classifier"
@@ -34,36 +34,22 @@ class Quantity(NamedTuple):
 
 QUANTITIES = {
     "nll": Quantity("−log p(x)", 2, LOWER, NATS, "importance sampling; an upper bound"),
-    "neg_elbo": Quantity(
-        "−ELBO", 2, LOWER, NATS, "recon + KL, the loss: an upper bound of −log p(x)"
-    ),
-    "nll_binarized": Quantity(
-        "−log p(b)", 2, LOWER, NATS, "of one fixed binarization b of the images"
-    ),
+    "neg_elbo": Quantity("−ELBO", 2, LOWER, NATS, "recon + KL: an upper bound of −log p(x)"),
+    "nll_binarized": Quantity("−log p(b)", 2, LOWER, NATS, "b: one fixed binarization of x"),
     "recon": Quantity("recon", 2, NEITHER, NATS, "distortion: −log p(x|z), z sampled from q(z|x)"),
     "kl": Quantity("KL", 2, NEITHER, NATS, "rate: KL(q(z|x) ‖ p(z))"),
     "jensen_gap": Quantity("gap", 2, NEITHER, NATS, "−ELBO minus −log p(x)"),
     "neg_iwae": Quantity("−IWAE", 2, LOWER, NATS, "the bound with samples from q(z|x) itself"),
-    "nll_prior": Quantity(
-        "from the prior", 2, LOWER, NATS, "the bound with samples from the prior"
-    ),
+    "nll_prior": Quantity("prior", 2, LOWER, NATS, "the bound with samples from the prior"),
     "ess": Quantity("ESS", 1, HIGHER, NATS, "effective sample size behind −log p(x)"),
-    "active_units": Quantity(
-        "active units", 1, NEITHER, CODE, "dimensions with variance of μ > 0.01"
-    ),
-    "mutual_information": Quantity("I(x; z)", 2, NEITHER, CODE, "at most log N, in nats"),
+    "active_units": Quantity("active units", 1, NEITHER, CODE, "dimensions with Var(μ) > 0.01"),
+    "mutual_information": Quantity("I(x; z)", 2, NEITHER, CODE, "in nats, at most log N"),
     "total_correlation": Quantity("TC", 2, NEITHER, CODE, "dependence between dimensions, in nats"),
-    "dimension_wise_kl": Quantity(
-        "dim. KL", 2, NEITHER, CODE, "KL of each q(z_j) to the prior, summed"
-    ),
+    "dimension_wise_kl": Quantity("dim. KL", 2, NEITHER, CODE, "Σ KL(q(z_j) ‖ p(z_j)), in nats"),
     "knn_accuracy": Quantity("k-NN accuracy", 4, HIGHER, CODE, "labels from the neighbors of μ"),
-    "probe_accuracy": Quantity(
-        "probe accuracy", 4, HIGHER, CODE, "labels from μ by a linear model"
-    ),
+    "probe_accuracy": Quantity("probe", 4, HIGHER, CODE, "accuracy of a linear classifier of μ"),
     "mse": Quantity("mse", 5, LOWER, CODE, "squared error of the reconstruction per pixel"),
-    "frechet_distance": Quantity(
-        "Fréchet distance", 2, LOWER, SCORES, "of samples and test images"
-    ),
+    "frechet_distance": Quantity("Fréchet", 2, LOWER, SCORES, "distance of samples to test images"),
     "precision": Quantity("precision", 3, HIGHER, SCORES, "share of samples near test images"),
     "recall": Quantity("recall", 3, HIGHER, SCORES, "share of test images near samples"),
     "density": Quantity("density", 3, HIGHER, SCORES, "precision, less sensitive to outliers"),
@@ -71,6 +57,6 @@ QUANTITIES = {
 }
 
 
-def quantity(name: str) -> Quantity:
+def quantity(name: object) -> Quantity:
     """Return how a metric is shown."""
-    return QUANTITIES.get(name, Quantity(name))
+    return QUANTITIES.get(str(name), Quantity(str(name)))
