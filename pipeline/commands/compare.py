@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> None:
     linked, link_note = links(measured, root)
     remarks = {**notes(comparison, runs), link_note: "MLflow"}
     commands = {name: command(name, entry) for name, entry in chosen.items()}
-    page = render(comparison, remarks, linked, commands, root)
+    page = render(comparison, root, notes=remarks, links=linked, commands=commands)
     with writing(COMPARISON):
         (root / COMPARISON).parent.mkdir(exist_ok=True)
         (root / COMPARISON).write_text(page, encoding="utf-8")

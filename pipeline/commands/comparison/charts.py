@@ -12,7 +12,7 @@ import pandas as pd
 from pipeline.commands.comparison.configurations import Comparison
 from pipeline.commands.comparison.quantities import quantity
 from pipeline.commands.comparison.runs import Blobs
-from pipeline.paths import BOUND, CLASSES, HISTORY, KL_PER_DIMENSION
+from pipeline.paths import BOUND, HISTORY, KL_PER_DIMENSION
 
 # After Okabe and Ito: distinguishable with every kind of color vision, on black and on white.
 COLORS = ("#1f7fc4", "#d55e00", "#009e73", "#c9669b", "#d18f00", "#7c68c8", "#7f7f7f")
@@ -44,7 +44,6 @@ class Curve(NamedTuple):
     title: str
     caption: str
     scale: str = "log"
-    mode: str = "lines"
 
 
 CURVES = (
@@ -54,8 +53,6 @@ CURVES = (
           "If a line still falls at its end, −log p(x) is lower than the estimate."),
     Curve(KL_PER_DIMENSION, "rank", ("kl",), "KL of each latent dimension, largest first",
           "A dimension near zero is not used.", "linear"),
-    Curve(CLASSES, "label", ("samples",), "Classes of the samples", "Shares, by the classifier.",
-          "category", "markers"),
 )  # fmt: skip
 
 
@@ -107,9 +104,7 @@ def overlay(curve: Curve, comparison: Comparison, shown: Sequence[str], blobs: B
         for name in table.columns[1:]:
             trace = marker(comparison, label, table[curve.x].tolist(), table[name].tolist())
             dash = "solid" if name == curve.y[0] else "dash"
-            data.append(
-                trace | {"name": plain(run.name), "mode": curve.mode, "line": {"dash": dash}}
-            )
+            data.append(trace | {"name": plain(run.name), "mode": "lines", "line": {"dash": dash}})
     layout = axes(curve.x, "")
     layout["xaxis"]["type"] = curve.scale
     return Chart(curve.path.stem, curve.title, curve.caption, 380, data, layout)

@@ -7,8 +7,8 @@ result. Code splits it only if it is known to matter: if one seed gave different
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,7 +58,12 @@ def compare(runs: Sequence[Run], baseline: str) -> Comparison:
     leading = leading_metric(counted, mean, baseline)
     ascending = quantity(leading).better != HIGHER
     order = mean[leading].sort_values(ascending=ascending, kind="stable").index
-    tables = (params.rename(index=labels.to_dict()), mean, spread, difference_table(counted, baseline))
+    tables = (
+        params.rename(index=labels.to_dict()),
+        mean,
+        spread,
+        difference_table(counted, baseline),
+    )
     ranked = frame.set_index("label", drop=False).loc[order].reset_index(drop=True)
     ordered = (table.loc[order] for table in tables)
     return Comparison(ranked, list(order), baseline, leading, *ordered)
@@ -130,23 +135,18 @@ def leading_metric(counted: pd.DataFrame, mean: pd.DataFrame, baseline: str) -> 
     """Return the metric that ranks: values of different likelihoods are not comparable."""
     likelihoods = set(counted["run"].map(lambda run: run.params.get("likelihood"))) - {None}
     candidates = ["nll", "neg_elbo"] if len(likelihoods) < 2 else ["nll_binarized"]
-    shared = mean.count() > min(1, len(mean) - 1)
-    measured = list(mean.loc[baseline][shared].dropna().index)
-    return str([*sorted({*candidates} & {*measured}, key=candidates.index), *measured][0])
+    shared = mean.loc[:, mean.count() > min(1, len(mean) - 1)]
+    measured = shared.loc[baseline].dropna().index
+    return str(pd.Index(candidates).intersection(measured, sort=False).append(measured)[0])
 
 
 def difference_table(counted: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Return the paired differences to the baseline: labels x per-image metrics."""
     groups = counted.groupby("label")["run"].agg(list)
     base = groups[baseline][0]
-    table: dict[str, dict[Any, Any]] = {column: {} for column in PAIRED}
-    for column, row in table.items():
-        theirs = per_image(groups[baseline], column, base)
-        for name, runs in groups.drop(baseline).items():
-            ours = per_image(runs, column, base)
-            if ours.size and theirs.size:
-                row[name] = paired(ours, theirs)
-    return pd.DataFrame(table, index=groups.index, columns=PAIRED, dtype=object)
+    columns = {name: groups.map(partial(per_image, column=name, base=base)) for name in PAIRED}
+    values = pd.DataFrame(columns)
+    return values.apply(lambda column: column.map(partial(paired, theirs=column[baseline])))
 
 
 def per_image(runs: Sequence[Run], column: str, base: Run) -> Array:

@@ -3,12 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, urlsplit
 
 from pipeline.commands.comparison.runs import Run
 from pipeline.runtime.files import sha256_file
-
-LOCAL = "http://127.0.0.1:5000"  # `make ui`
 
 
 class Link(NamedTuple):
@@ -19,11 +16,11 @@ class Link(NamedTuple):
 
 
 def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Link | None], str]:
-    """Return the links of the runs that MLflow has, by name, and a note about them.
+    """Return the link of each run that MLflow has, and a note about them.
 
     A run is found by its parameters and the sha256 of its model file.
     """
-    from pipeline.tracking.client import StoreError, existing_store  # noqa: PLC0415  (imports MLflow)
+    from pipeline.tracking.client import StoreError, existing_store  # noqa: PLC0415  (takes seconds)
 
     try:
         store = existing_store(root)
@@ -32,24 +29,13 @@ def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Link | None], str]
         return {}, f"no links to runs: {error}"
     if not store or not tracked:
         return {}, "no runs yet; `python -m pipeline log-all` uploads them"
-    address = ui_address(store.uri)
     known = {}
     for entry in sorted(tracked, key=lambda entry: entry.info.status == "FINISHED"):
-        page = f"{quote(entry.info.experiment_id)}/runs/{quote(entry.info.run_id)}"
-        url = f"{address}/#/experiments/{page}?workflowType=machine_learning"
         key = _key(entry.data.params, entry.data.tags.get("model.sha256", ""))
-        known[key] = Link(entry.info.run_name, url)
+        known[key] = Link(str(entry.info.run_name), store.url(entry))
     cached = [run for run in runs if run.model.is_file()]
     found = {run.name: known.get(_key(run.params, sha256_file(run.model))) for run in cached}
-    return found, f"links lead to {address}; `make ui` serves the local store"
-
-
-def ui_address(uri: str) -> str:
-    """Return where a browser shows a store: a server, without its password, or `make ui`."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        return LOCAL
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    return found, "links to runs of the local store work while `make ui` runs"
 
 
 def _key(params: Mapping[str, object], model_sha256: str) -> frozenset[object]:

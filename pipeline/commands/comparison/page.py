@@ -12,7 +12,6 @@ from plotly.offline import get_plotlyjs
 from pipeline.commands.comparison import tables
 from pipeline.commands.comparison.charts import CURVES, charts, styles
 from pipeline.commands.comparison.configurations import Comparison
-from pipeline.commands.comparison.links import Link
 from pipeline.commands.comparison.quantities import QUANTITIES
 from pipeline.commands.comparison.runs import read_blobs
 from pipeline.paths import BOUND, FIGURES, GENERATED, KL_PER_DIMENSION, RECONSTRUCTED
@@ -22,14 +21,8 @@ SHOWN = 6  # configurations with curves and pictures
 CHARTED = {f"{FIGURES.as_posix()}/{path.stem}.png" for path in (BOUND, KL_PER_DIMENSION)}
 
 
-def render(
-    comparison: Comparison,
-    notes: Mapping[str, str],
-    links: Mapping[str, Link | None],
-    commands: Mapping[str, str],
-    root: Path,
-) -> str:
-    """Return the page. `links` and `commands` are by the name of the run."""
+def render(comparison: Comparison, root: Path, **context: object) -> str:
+    """Return the page. `context`: notes, and links and commands by the name of the run."""
     best = comparison.labels[: SHOWN - 1]
     shown = list(dict.fromkeys([*best, comparison.baseline, *comparison.labels]))[:SHOWN]
     drawn = comparison.counted[comparison.counted["label"].isin(shown)]
@@ -40,20 +33,17 @@ def render(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    context |= {"comparison": comparison, "shown": shown, "styles": styles(comparison.labels)}
     return environment.get_template("page.html").render(
-        comparison=comparison, tables=tables, shown=shown, notes=notes, links=links,
-        commands=commands, charts=charts(comparison, shown, reports), plotly=plotly(),
-        pictures=pictures(first.to_dict(), root),
-        quantities=QUANTITIES, styles=styles(comparison.labels),
+        tables=tables, quantities=QUANTITIES, charts=charts(comparison, shown, reports),
+        pictures=pictures(first.to_dict(), root), plotly=plotly(), **context,
     )  # fmt: skip
 
 
 def pictures(commits: Mapping[str, str], root: Path) -> dict[str, dict[str, str]]:
     """Return the pictures in the commit of each label: title -> label -> data URI."""
-    listed = [
-        git("ls-tree", "--name-only", commit, f"{FIGURES.as_posix()}/", at=root)
-        for commit in commits.values()
-    ]
+    names = ("ls-tree", "-r", "--name-only")
+    listed = (git(*names, commit, FIGURES.as_posix(), at=root) for commit in commits.values())
     figures = sorted({*"".join(listed).splitlines()} - CHARTED)
     paths = [GENERATED, RECONSTRUCTED, *map(Path, figures)]
     labels = {commit: label for label, commit in commits.items()}

@@ -35,12 +35,14 @@ class Difference(NamedTuple):
         return int(math.copysign(abs(self.value) > self.half, self.value))
 
 
-def paired(ours: Array, theirs: Array) -> Difference:
-    """Return ours - theirs of per-image values [seeds, images] on the same images.
+def paired(ours: Array, theirs: Array) -> Difference | None:
+    """Return ours - theirs of per-image values [seeds, images] on the same images; None without.
 
     Over images: the paired interval of the means over seeds. Over seeds: Welch's interval of the
     means over images, with two or more seeds on both sides.
     """
+    if not ours.size or not theirs.size:
+        return None
     gaps = ours.mean(axis=0) - theirs.mean(axis=0)
     value, images = float(gaps.mean()), NORMAL * float(stats.sem(gaps))
     if min(len(ours), len(theirs)) < 2:

@@ -1,7 +1,6 @@
 """A comparison as sentences, notes and pandas tables of text, for the terminal and the page."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -40,28 +39,27 @@ def caveat(comparison: Comparison) -> str:
     """Return what the intervals leave out; "" if all of them include seed variance."""
     if not differences(comparison)[comparison.leading].str.contains("one seed").any():
         return ""
-    seeds = comparison.counted.groupby("label")["run"]
-    known = seeds.agg(lambda runs: _range(runs, comparison.leading))[seeds.count() > 1].max()
-    advice = f"here, seeds of one configuration differ by up to {known:.2f}"
-    advice = advice.replace("differ by up to nan", "were not repeated (`dvc exp run -S seed=1`)")
+    advice = "`dvc exp run -n NAME -S seed=1` adds a seed"
     return f"Intervals marked (one seed) do not include seed variance; {advice}."
 
 
 def values(comparison: Comparison) -> pd.DataFrame:
     """Return every metric of every configuration: `92.70 ± 0.12`."""
-    means, spreads = map(_shown, (comparison.mean, comparison.spread))
+    means, spreads = (
+        table.apply(lambda column: column.map(quantity(column.name).show))
+        for table in (comparison.mean, comparison.spread)
+    )
     text = means.where(spreads == "nan", means + " ± " + spreads)
     return text.where(comparison.mean.notna(), NOTHING)
 
 
 def differences(comparison: Comparison) -> pd.DataFrame:
     """Return every paired difference and what it means: `−0.42 ± 0.05 better`."""
-    found = comparison.differences
-    table = pd.DataFrame(
-        NOTHING, found.index, found.columns.union([comparison.leading], sort=False)
-    )
-    for name in found:
-        table[name] = [describe(gap, str(name)) for gap in found[name]]
+    texts = {
+        name: [describe(gap, str(name)) for gap in column]
+        for name, column in comparison.differences.items()
+    }
+    table = pd.DataFrame({comparison.leading: NOTHING, **texts}, index=comparison.labels)
     table.loc[comparison.baseline] = "baseline"
     return table
 
@@ -143,12 +141,3 @@ def _differences(run: Run, base: Run) -> Iterator[str]:
     for key, text in UNLIKE.items():
         if ours.get(key) and theirs.get(key) and ours[key] != theirs[key]:
             yield text.format(base=base.name, ours=ours[key], theirs=theirs[key], changed=changed)
-
-
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    return table.apply(lambda column: column.map(quantity(column.name).show))
-
-
-def _range(runs: Iterable[Run], name: str) -> float:
-    values = [run.metrics.get(name, float("nan")) for run in runs]
-    return max(values) - min(values)
