@@ -1,21 +1,24 @@
 """`python -m pipeline compare` over fabricated and real experiments, and its page in a browser."""
 
 import argparse
-import json
+import hashlib
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers.fake_experiments import PROTOCOL, FakeExperiments
+from helpers.failing_servers import KINDS
+from helpers.fake_experiments import MODEL, PARAMS, PER_IMAGE, PROTOCOL, FakeExperiments, per_image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
 from pipeline.commands import compare
 from pipeline.errors import UserError
@@ -27,8 +30,8 @@ VALUE = "</script><script>alert(2)</script>'\"&amp;%{x}"
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
-        monkeypatch.delenv(name)
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +120,7 @@ def test_hostile_names_are_shown_and_not_executed(made):
 
 
 def test_named_runs_revisions_and_a_baseline(made, capsys):
-    commit = made.git("rev-parse", "refs/exps/" + made.git("for-each-ref", "--format=%(refname)",
-                      "refs/exps/**/wide-0").removeprefix("refs/exps/"))  # fmt: skip
+    commit = made.git("for-each-ref", "--format=%(objectname)", "refs/exps/**/wide-0")
     page = run(made, "wide-1", commit[:10], baseline="other")
     output = capsys.readouterr().out
     assert row(output, "other").endswith("baseline") and "lost" not in output
@@ -183,12 +185,151 @@ def test_without_results_of_head_the_first_experiment_is_the_baseline(tmp_path, 
 def test_per_image_values_that_are_not_finite_are_ignored(tmp_path, capsys):
     repo = FakeExperiments(tmp_path)
     repo.commit(repo.files())
-    values = compare_values = None
-    from helpers.fake_experiments import per_image
-
     values = per_image(1, 0)
     values.loc[3, "nll"] = float("nan")
     repo.experiment("narrow", repo.files(values=values, z_dim=2))
     page = run(repo)
     assert row(capsys.readouterr().out, "z_dim=2").endswith(" -")
     assert page.count("worse (one seed)") == 3  # of -ELBO, in both tables, and of nll_binarized
+
+
+def test_the_files_of_real_stages_are_read(finished, tmp_path_factory, capsys):
+    repo = FakeExperiments(tmp_path_factory.mktemp("real"))
+    outs = {name: (finished / name).read_bytes() for name in (MODEL, PER_IMAGE)}
+    params = yaml.safe_load((finished / "params.yaml").read_text())
+    paths = (finished / "reports").rglob("*.*")
+    files = {path.relative_to(finished).as_posix(): path.read_bytes() for path in paths}
+    del files[PER_IMAGE]
+    for commit, h_layers in ((repo.commit, 1), (partial(repo.experiment, "deep"), 2)):
+        lock = repo.lock(params | {"h_layers": h_layers}, outs, "x")
+        commit(files | {"dvc.lock": yaml.safe_dump(lock).encode()})
+    page = run(repo)
+    output = capsys.readouterr().out
+    assert "+0.0000 +/- 0.0000 not significant" in row(output, "h_layers=2")
+    assert output.count("note: ") == 1  # of MLflow
+    charts = {one["id"] for one in Elements(page).all("div") if one.get("class") == "plot"}
+    assert charts >= {"chart-plane", "chart-history", "chart-bound", "chart-kl_per_dimension"}
+    titles = {image["alt"].split(":")[0] for image in Elements(page).all("img")}
+    assert titles >= {"Generated", "Reconstructed", "Traversals", "Interpolations"}
+
+
+def test_runs_are_linked_to_mlflow_by_parameters_and_model(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    from pipeline.tracking.client import open_store
+
+    store = open_store(made.root)
+    runs = {}
+    for seed in (1, 2):
+        params = PARAMS | {"seed": seed}
+        tracked = store.client.create_run(store.experiment_id, run_name=f"tracked-{seed}")
+        sha256 = hashlib.sha256(f"{params}x".encode()).hexdigest()  # see FakeExperiments.files
+        store.tag(tracked, {"model.sha256": sha256 if seed == 1 else "0" * 64}, params)
+        runs[seed] = tracked
+    links = [link["href"] for link in Elements(run(made)).all("a") if link["href"][0] != "#"]
+    assert links == [store.url(runs[1])] and "workflowType=machine_learning" in links[0]
+
+
+@pytest.mark.parametrize("failing", list(KINDS))
+def test_an_unusable_mlflow_store_costs_a_note_and_seconds(made, monkeypatch, capsys, failing):
+    with KINDS[failing]() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("//", "//user:secret@"))
+        start = time.monotonic()
+        page = run(made, "wide-0")
+    assert time.monotonic() - start < 20
+    output = capsys.readouterr().out
+    assert "note: MLflow: no links to runs" in output
+    assert "secret" not in page and "secret" not in output
+
+
+@pytest.fixture(scope="module")
+def browser(made) -> Iterator[webdriver.Chrome]:
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no browser (Debian: apt-get install chromium chromium-driver)")
+    run(made)
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as chrome:
+        chrome.get((made.root / "reports/compare.html").as_uri())
+        wait_for_charts(chrome)
+        yield chrome
+
+
+def wait_for_charts(browser: webdriver.Chrome) -> None:
+    undrawn = "return [...document.querySelectorAll('.plot')].filter(plot => !plot.data).length"
+    WebDriverWait(browser, 20).until(lambda browser: browser.execute_script(undrawn) == 0)
+
+
+@pytest.mark.slow
+def test_every_chart_is_drawn_without_an_error(browser):
+    charts = browser.find_elements(By.CSS_SELECTOR, ".plot")
+    assert len(charts) > 6
+    assert all(chart.find_elements(By.CSS_SELECTOR, ".main-svg") for chart in charts)
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_a_column_is_sorted_by_mouse_and_keyboard(browser):
+    table = browser.find_element(By.TAG_NAME, "table")
+    head = table.find_elements(By.CSS_SELECTOR, "thead th")[4]
+
+    def column() -> list[str]:
+        return [cell.text for cell in table.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(5)")]
+
+    assert head.text.startswith("−log p(x)")
+    head.find_element(By.TAG_NAME, "button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert column() == sorted(column(), key=number)
+    head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+    assert head.get_attribute("aria-sort") == "descending"
+    assert column() == sorted(column(), key=number, reverse=True)
+    table.find_elements(By.CSS_SELECTOR, "thead button")[3].click()
+    differences = table.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(4)")
+    assert differences[-1].text == "—" and "better" in differences[0].text
+
+
+def number(cell: str) -> float:
+    return float(cell.split()[0])
+
+
+@pytest.mark.slow
+def test_the_legend_hides_a_configuration_in_every_chart(browser):
+    button = browser.find_element(By.CSS_SELECTOR, "[data-group=g0]")
+    script = """
+        const lines = [...document.querySelectorAll(".plot")].flatMap(plot => plot.data);
+        return lines.filter(line => line.legendgroup === "g0").map(line => line.visible ?? true);
+    """
+    before = browser.execute_script(script)
+    assert len(before) > 5 and all(before)
+    browser.execute_script("arguments[0].click()", button)
+    assert not any(browser.execute_script(script))
+    browser.execute_script("arguments[0].click()", button)
+    assert browser.execute_script(script) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_only_tables_are_wider_than_the_screen(browser, width):
+    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 800}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.refresh()
+    wait_for_charts(browser)
+    wide = """
+        const right = element => element.getBoundingClientRect().right;
+        const free = one => !one.closest(".scroll, .plot");
+        const wide = one => free(one) && right(one) > innerWidth + 1;
+        return [...document.querySelectorAll("main *")].filter(wide).map(one => one.outerHTML);
+    """
+    assert browser.execute_script(wide) == []
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.slow
+def test_on_paper_everything_is_unfolded(browser):
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert not browser.find_elements(By.CSS_SELECTOR, "details:not([open])")
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.find_elements(By.CSS_SELECTOR, "details:not([open])")
+    assert browser.get_log("browser") == []

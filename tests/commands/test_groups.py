@@ -53,7 +53,9 @@ def test_the_interval_includes_seeds_only_with_two_on_both_sides():
     assert gap.seeds is None and gap.sign == -1
     assert "one seed" in tables.differences(comparison).at["h_dim=800", "nll"]
     assert tables.caveat(comparison)
-    gap = compare([*runs, run("w1", -3, h_dim=800, seed=1)], "HEAD").differences.at["h_dim=800", "nll"]
+    gap = compare([*runs, run("w1", -3, h_dim=800, seed=1)], "HEAD").differences.at[
+        "h_dim=800", "nll"
+    ]
     assert gap.seeds is not None and abs(gap.value + 3) <= gap.half
 
 

@@ -111,10 +111,12 @@ def label(frame: pd.DataFrame, params: pd.DataFrame, baseline: str) -> pd.Series
     """Return a label per configuration: what differs from the baseline, or the name of a run."""
     names = frame.drop_duplicates("configuration").set_index("configuration")["name"]
     base = frame.set_index("name").at[baseline, "configuration"]
-    texts = params.columns + "=" + params.astype(str) + ", "
-    changed = params.notna() & (params != params.loc[base])
-    labels = texts.where(changed, "").sum(axis=1).astype(str).str.removesuffix(", ")
-    labels = labels.where(labels.str.len() > 1, names)
+    labels = pd.Series("", index=params.index)
+    for name, values in params.items():
+        changed = values.notna() & (values != values[base])
+        labels += (f", {name}=" + values.astype(str)).where(changed, "")
+    labels = labels.str.removeprefix(", ")
+    labels = labels.where(labels != "", names)
     labels[base] = baseline
     return labels.where(~labels.duplicated(keep=False), labels + " (" + names + ")")
 

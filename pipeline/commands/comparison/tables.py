@@ -104,7 +104,7 @@ def terminal(comparison: Comparison) -> str:
     lead = table.filter(like="Δ").iloc[:, :1].add_suffix(f" to {comparison.baseline}")
     table = table.drop(columns=table.filter(like="Δ").columns).join(lead).map(ascii_text)
     table = table.rename(index=lambda name: ascii_text(name)[:40], columns=ascii_text)
-    return table.rename_axis(None).to_string()
+    return str(table.rename_axis(None).to_string())
 
 
 def ascii_text(text: str) -> str:
