@@ -102,11 +102,11 @@ def test_plots_compare_curves_and_pictures(repo, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_fresh_clone_gets_the_same_bytes_its_model_and_its_run(repro_repo, tmp_path):
-    repro_repo.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
-    clone = Repo(tmp_path / "clone", repro_repo.mirror)
+def test_a_fresh_clone_gets_the_same_bytes_its_model_and_its_run(repo, tmp_path):
+    repo.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
+    clone = Repo(tmp_path / "clone", repo.mirror)
     assert started(clone.run("dvc", "repro")) == STAGES
-    assert clone.run("git", "status", "--porcelain") == "" and clone.state() == repro_repo.state()
+    assert clone.run("git", "status", "--porcelain") == "" and clone.state() == repo.state()
     assert set(clone.runs()) == {REPRO}
     assert started(clone.run("dvc", "repro")) == []
 
