@@ -1,177 +1,125 @@
-"""A run done again from what it says of itself: by its id, its name, its experiment, however DVC made it."""
+"""`reproduce` on real runs, and its verdicts."""
 
 import json
 import re
 import shutil
-from pathlib import Path
+from types import SimpleNamespace
 
-import pyarrow
-import pyarrow.parquet
+import pandas as pd
 import pytest
-from helpers.mlflow_contents import FIGURES
-from helpers.repo import Repo, plant, started
+from helpers.repo import Repo, started
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from pipeline import reproduce as verb
-from pipeline.tracking.run_note import cpu
-from pipeline.commands.file_diff import difference, results
+from pipeline.commands.file_diff import file_diff
+from pipeline.commands.reproduce import compare, find_run, judge
+from pipeline.errors import UserError
+from pipeline.paths import METRICS, MODEL
+from pipeline.runtime.files import sha256_file
 
-REPORTS = {
-    "csv": ("bound", "classes", "history", "kl_per_dimension"), "json": ("judge", "metrics"),
-    "parquet": ("per_image",), "png": ("generated", "reconstructed"),
-}  # fmt: skip
-SHORT = "z4-h32x1-relu-lr0.001-e3-s0"
+REPRO = "z4-h32x1-relu-lr0.001-e3-s0"
 
 
 @pytest.fixture(scope="module")
-def repo(tmp_path_factory, small_mnist) -> Repo:
-    """Three runs from three modes; the one of the workspace with code that is not committed.
-
-    That is saved with Windows' line ends and in Latin-1; and DVC's cache is one that the project shares.
-    """
-    repo = plant(tmp_path_factory.mktemp("reproduce"), small_mnist)
-    repo.run("dvc", "config", "cache.dir", str(tmp_path_factory.mktemp("shared") / "cache"))
-    repo.commit()
+def repo(repro_repo, tmp_path_factory) -> Repo:
+    """A run of `dvc repro`, and one of a temporary experiment with code that is not committed."""
+    repo = repro_repo.copy(tmp_path_factory.mktemp("reproduce"))
     repo.run("dvc", "repro")
     repo.commit()
-    repo.run("dvc", "exp", "run", "--temp", "-n", "temp", "-S", "z_dim=2")
-    fit = repo.root / "pipeline/training/fit.py"
-    edited = fit.read_bytes().replace(b"VAL_BATCH = 1000", b"VAL_BATCH = 999").replace(b"\n", b"\r\n")
-    fit.write_bytes(b"# coding: latin-1, since Andr\xe9 wrote this\r\n" + edited)
-    repo.run("dvc", "exp", "run", "-n", "edited", "-S", "seed=1")
+    network = repo.root / "pipeline/model/network.py"
+    code = network.read_bytes().replace(b"\n", b"\r\n")
+    network.write_bytes(b"# coding: latin-1 (Andr\xe9)\r\n" + code)
+    repo.run("dvc", "exp", "run", "--temp", "-n", "edited", "-S", "z_dim=2")
     repo.run("git", "checkout", "-q", ".")
     return repo
 
 
-def reproduce(repo: Repo, word: str, ok: bool = True) -> str:
-    return repo.run("python", "-m", "pipeline.commands.reproduce", word, ok=ok)
-
-
-def tag(repo: Repo, name: str) -> str:
-    return repo.runs()[name].data.tags.get("reproduced", "")
-
-
-def table(said: str) -> dict[str, str]:
-    return dict(
-        re.split(r"  +", line.strip(), maxsplit=1)
-        for line in said.splitlines()
-        if line.startswith("  ") and "  " in line.strip()
-    )
-
-
-@pytest.mark.parametrize("name", [SHORT, "temp", "edited"])
-def test_a_run_of_any_mode_is_reproduced(repo, name):
-    """Whatever is in the workspace by now."""
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [REPRO, "edited"])
+def test_a_run_is_reproduced_whatever_is_in_the_workspace(repo, name):
     repo.set(z_dim=7)
     (repo.root / "pipeline/model/objective.py").write_text("raise SystemExit('not this code')\n")
-    try:
-        # The command itself needs no core.
-        said = reproduce(repo, repo.runs()[name].info.run_id if name == "temp" else name)
-    finally:
-        repo.run("git", "checkout", "-q", ".")
-    assert said.rstrip().endswith("reproduce: identical; the run is tagged `reproduced`"), said
-    found = table(said)
-    assert set(found.values()) == {"identical"}
-    assert set(started(said)) == {"download", "train", "judge", "evaluate"}, "and not restored"
-    reports = {f"reports/{name}.{form}" for form, names in REPORTS.items() for name in names}
-    figures = {f"reports/figures/{name}.png" for name in (*FIGURES, *(["manifold"] if name == "temp" else []))}
-    assert set(found) == reports | figures | {
-        "reports/samples/ (6)", "data/model/vae.safetensors", "tag model.sha256", "tag fingerprint",
-    }  # fmt: skip
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d identical", tag(repo, name))
-    assert repo.run("git", "status", "--porcelain") == "" and set(repo.runs()) == {SHORT, "temp", "edited"}
+    output = repo.pipeline("reproduce", name, ok=None)
+    repo.run("git", "checkout", "-q", ".")
+    assert "reproduce: identical (" in output, output
+    assert started(output) == ["download", "train", "train_classifier", "evaluate"]
+    tag = repo.runs()[name].data.tags["reproduced"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d identical", tag)
+    assert set(repo.runs()) == {REPRO, "edited"}
 
 
-def test_a_run_whose_code_was_tampered_with_is_told(repo):
-    """Somebody has exchanged the code on record for another."""
-    run, client = repo.runs()["edited"], repo.store()
-    (diff,) = Path(repo.root, "mlartifacts", run.info.run_id, "artifacts").glob("git.diff")
-    before = diff.read_bytes()
-    diff.write_bytes(before.replace(b"+VAL_BATCH = 999", b"+VAL_BATCH = 50"))
-    try:
-        said = reproduce(repo, "edited", ok=False)
-    finally:
-        diff.write_bytes(before)
-    assert "made with other pipeline/training/fit.py" in table(said)["data/model/vae.safetensors"]
-    assert table(said)["tag fingerprint"].startswith("differs: ")
-    assert "differs: data/model/vae.safetensors" in said.splitlines()[-1] and " differs: " in tag(repo, "edited")
-    assert client.get_run(run.info.run_id).info.status == "FINISHED"
-
-
-def test_records_that_were_altered_are_told_with_the_size_of_the_difference(repo):
-    """A tag, and a report among the artifacts."""
-    run, client = repo.runs()["temp"], repo.store()
-    true = run.data.tags["model.sha256"]
-    client.set_tag(run.info.run_id, "model.sha256", "0" * 64)
-    path = Path(repo.root, "mlartifacts", run.info.run_id, "artifacts/reports/metrics.json")
-    before = path.read_text()
-    metrics = json.loads(before)
-    metrics["test"]["kl"] += 1.5
-    path.write_text(json.dumps(metrics))
-    try:
-        said = reproduce(repo, "temp", ok=False)
-    finally:
-        client.set_tag(run.info.run_id, "model.sha256", true)
-        path.write_text(before)
-    assert table(said)["tag model.sha256"] == f"differs: 000000000000… became {true[:12]}…"
-    assert table(said)["data/model/vae.safetensors"] == "identical"
-    assert table(said)["reports/metrics.json"].startswith("differs by 1.5 at most, in test/kl (1 of ")
-    assert said.splitlines()[-1].startswith("reproduce: differs: reports/metrics.json, tag model.sha256; ")
+@pytest.mark.slow
+def test_altered_records_are_reported_with_the_size_of_the_difference(repo):
+    """A tag, a report, and the code on record."""
+    run = repo.runs()["edited"]
+    folder = repo.root / "mlartifacts" / run.info.run_id / "artifacts"
+    repo.store().set_tag(run.info.run_id, "model.sha256", "0" * 64)
+    metrics = json.loads((folder / "reports/metrics.json").read_text())
+    metrics["test"]["kl"] += 100
+    (folder / "reports/metrics.json").write_text(json.dumps(metrics))
+    diff = (folder / "git.diff").read_bytes()
+    (folder / "git.diff").write_bytes(diff.replace(b"+z_dim: 2", b"+z_dim: 3"))
+    output = repo.pipeline("reproduce", "edited", ok=False)
+    assert re.search(r"^reproduce: data/vae\.safetensors differs.*z_dim", output, re.MULTILINE)
+    assert re.search(r"reports/metrics\.json differs by at most .* in test/kl \(", output)
+    assert "reproduce: model.sha256 differs" in output
+    assert " differs" in repo.runs()["edited"].data.tags["reproduced"]
 
 
 @pytest.mark.parametrize(
-    ("tag", "gap", "verdict"),
+    ("cpu", "gap", "verdict"),
     [
-        ({"cpu": "another one"}, 0.1, "within 0.3 nats (0.1), which is what is promised on another CPU"),
-        ({"cpu": "another one"}, 0.4, "differs: data/model/vae.safetensors, reports/metrics.json, tag model.sha256"),
-        ({}, 0.1, "differs: data/model/vae.safetensors, reports/metrics.json, tag model.sha256"),
+        ("another one", 0.1, "within 0.3 nats (0.1)"),
+        ("another one", 0.4, "differs"),
+        (None, 0.1, "differs"),
     ],
     ids=["another CPU", "too far", "the same CPU"],
 )
-def test_elsewhere_the_promise_is_a_tolerance(repo, tmp_path, tag, gap, verdict):
-    """Weights that another kind of CPU has rounded otherwise, and what that does to the metrics."""
-    repo.run("git", "checkout", "-q", ".")
-    repo.run("dvc", "repro")
-    run = repo.runs()[SHORT]
-    assert run.data.tags["cpu"] == cpu()
-    run.data.tags.update(tag)
-    for folder in ("recorded", "again"):
-        for name in results(repo.root):
-            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(repo.root / name, tmp_path / folder / name)
-    model, report = tmp_path / "again" / verb.MODEL, tmp_path / "again/reports/metrics.json"
-    with safe_open(model, framework="numpy") as file:
+def test_on_another_machine_the_promise_is_a_tolerance(
+    finished_workspace, tmp_path, cpu, gap, verdict
+):
+    recorded, again = tmp_path / "recorded", tmp_path / "again"
+    for folder in (recorded, again):
+        shutil.copytree(finished_workspace, folder)
+    tags = {"model.sha256": sha256_file(recorded / MODEL)} | ({"cpu": cpu} if cpu else {})
+    run = SimpleNamespace(data=SimpleNamespace(tags=tags))
+    assert judge(run, recorded, again, compare(run, recorded, again)) == "identical"
+
+    with safe_open(again / MODEL, framework="numpy") as file:
         header = file.metadata()
-    model.write_bytes(save({name: tensor * 1.001 for name, tensor in load_file(model).items()}, header))
-    metrics = json.loads(report.read_text())
+    weights = {name: tensor * 1.001 for name, tensor in load_file(again / MODEL).items()}
+    (again / MODEL).write_bytes(save(weights, header))
+    metrics = json.loads((again / METRICS).read_text())
     metrics["test"]["neg_elbo"] += gap
-    report.write_text(json.dumps(metrics))
-    findings = verb.compare(run, tmp_path / "recorded", tmp_path / "again")
-    assert findings["data/model/vae.safetensors"].startswith("differs by ")
-    assert verb.judge(run, tmp_path / "recorded", tmp_path / "again", findings) == verdict
+    (again / METRICS).write_text(json.dumps(metrics))
+    found = compare(run, recorded, again)
+    assert found[MODEL.as_posix()].startswith("differs by at most ")
+    assert judge(run, recorded, again, found).startswith(verdict)
 
 
-def test_what_cannot_be_reproduced_is_one_line(repo, tmp_path):
-    for word, expected in {
-        "nobody": "reproduce: nobody: MLflow has no such run (`python -m pipeline.stages.log --all` logs what DVC has)\n",
-        "--help": "usage: python -m pipeline.commands.reproduce RUN (an MLflow run's id or name, or a DVC experiment)\n",
-    }.items():
-        assert reproduce(repo, word, ok=False) == expected
-    repo.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
-    clone = Repo(tmp_path / "clone", repo.mirror)
-    assert reproduce(clone, "temp", ok=False) == "reproduce: there is no run yet; `dvc repro` makes one\n"
-    client, run = repo.store(), repo.runs()["temp"]
-    client.set_tag(run.info.run_id, "mlflow.source.git.commit", "f" * 40)
-    assert reproduce(repo, "temp", ok=False).splitlines()[-1].startswith("commit ffffffffff is not in this repository")
-
-
-def test_tables_that_differ_are_told_with_the_place(tmp_path):
-    """Columns by their names, rows by what their first column says."""
+def test_differences_of_tables_are_reported_with_their_size_and_place(tmp_path):
     for name, nll, bound in (("one", 2.0, 95.5), ("other", 2.5, 95.75)):
-        pyarrow.parquet.write_table(pyarrow.table({"kl": [1.0, 1.0], "nll": [2.0, nll]}), tmp_path / f"{name}.parquet")
-        (tmp_path / f"{name}.csv").write_text(f"k,widened\n10,97.5\n500,{bound}\n")
-    said = difference(tmp_path / "one.parquet", tmp_path / "other.parquet")
-    assert said == "differs by 0.5 at most, in nll (1 of 2 columns differ)"
-    said = difference(tmp_path / "one.csv", tmp_path / "other.csv")
-    assert said == "differs by 0.25 at most, in widened at k 500 (1 of 4 values differ)"
+        pd.DataFrame({"kl": [1.0, 1.0], "nll": [2.0, nll]}).to_parquet(tmp_path / f"{name}.parquet")
+        (tmp_path / f"{name}.csv").write_text(f"k,val,widened\n10,,97.5\n500,,{bound}\n")
+    (tmp_path / "torn.csv").write_text("")
+    found = file_diff(tmp_path / "one.parquet", tmp_path / "other.parquet")
+    assert found == "differs by at most 0.5, in nll (1 of 4 values differ)"
+    found = file_diff(tmp_path / "one.csv", tmp_path / "other.csv")
+    assert found == "differs by at most 0.25, in widened (1 of 6 values differ)"
+    for name in ("torn.csv", "missing.csv"):
+        assert file_diff(tmp_path / "one.csv", tmp_path / name).startswith("differs")
+
+
+@pytest.mark.parametrize("word", ["nobody", "twice", "running", "outside of git"])
+def test_a_run_that_cannot_be_reproduced_is_a_user_error(word):
+    def run(name: str, status: str = "FINISHED", commit: str = "f" * 40) -> SimpleNamespace:
+        info = SimpleNamespace(run_id=f"id of {name}", run_name=name, status=status)
+        tags = {"mlflow.source.git.commit": commit, "dvc.exp_name": "first, second"}
+        return SimpleNamespace(info=info, data=SimpleNamespace(tags=tags))
+
+    runs = [run("twice"), run("twice"), run("running", status="RUNNING")]
+    runs.append(run("outside of git", commit=""))
+    with pytest.raises(UserError) as error:
+        find_run(runs, word)
+    assert error.value.subject == word
+    assert find_run([run("a")], "id of a") == find_run([run("a")], "second") == run("a")
