@@ -1,4 +1,4 @@
-"""Every mode in which DVC executes ends in one complete MLflow run, stored locally or on a server."""
+"""Every mode of DVC ends in one complete MLflow run, in a local store and on a server."""
 
 import shutil
 from collections.abc import Iterator

@@ -82,6 +82,15 @@ def test_an_invalid_parameter_costs_no_result(repo):
 
 
 @pytest.mark.slow
+def test_a_run_is_logged_although_git_fails(repro_repo, tmp_path):
+    repo = repro_repo.copy(tmp_path / "repo")
+    (repo.root / ".git/HEAD").write_text("torn")
+    output = repo.run("python", "-m", "pipeline.stages.log")
+    assert "log: git: fatal: not a git repository" in output
+    assert [run.info.status for run in repo.runs().values()] == ["FINISHED"]
+
+
+@pytest.mark.slow
 def test_a_key_that_no_stage_reads_is_reported(repo):
     path = repo.root / "params.yaml"
     path.write_text(path.read_text(encoding="utf-8") + "beta: 4\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import sys
 from pipeline.errors import UserError, run, writing
 from pipeline.paths import LOGGED
 from pipeline.runtime.files import home
-from pipeline.runtime.git import here
+from pipeline.runtime.git import Source, here
 from pipeline.runtime.pending_run import remove_checkpoint
 from pipeline.tracking.results import Results, read_results
 
@@ -39,7 +39,16 @@ def upload(results: Results) -> str:
     from pipeline.tracking.client import open_store  # noqa: PLC0415
     from pipeline.tracking.log_run import log_run  # noqa: PLC0415
 
-    return log_run(open_store(home()), results, here())
+    return log_run(open_store(home()), results, source())
+
+
+def source() -> Source:
+    """The code in git. If git fails, the run is logged nevertheless."""
+    try:
+        return here()
+    except UserError as error:
+        print(f"log: {error}; the run may lack its commit", file=sys.stderr)
+        return Source(os.environ.get("DVC_EXP_NAME", ""), "", "")
 
 
 if __name__ == "__main__":
