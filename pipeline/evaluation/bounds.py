@@ -9,22 +9,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from pipeline.data.datasets import Split
+from pipeline.evaluation import importance
 from pipeline.evaluation.binarization import binarize
-from pipeline.evaluation.importance import (
-    effective_sample_size,
-    log_weights,
-    neg_log_mean,
-    noise,
-    prior_log_weights,
-)
 from pipeline.evaluation.reconstruction import Recons
-from pipeline.model.network import Posterior, to_batch
+from pipeline.model.network import Batch, Posterior, to_batch
 from pipeline.model.objective import ElboTerms, elbo_terms, reparameterize
 from pipeline.model.vae import VAE
 from pipeline.runtime.device import one_thread
@@ -46,8 +41,15 @@ class Elbo(NamedTuple):
     posterior: Posterior  # [N, Z] each
 
 
+class Proposal(NamedTuple):
+    """K draws of z per image from N(μ, (scale σ)²)."""
+
+    num_samples: int
+    scale: float
+
+
 class Evidence(NamedTuple):
-    """Upper bounds of −log p(x) in nats, [N, len(ks)] for the K of `sample_sizes`."""
+    """Upper bounds of −log p(x) in nats, [N, len(ks)] for the K of `sample_sizes`, on the CPU."""
 
     widened: Tensor  # z from q with a widened σ
     plain: Tensor  # z from q: the bound of IWAE
@@ -65,18 +67,20 @@ def elbo(model: VAE, split: Split) -> Elbo:
     """
     eps = evaluation_noise(len(split.images), model.z_dim).to(model.device)
     terms, errors, posteriors = [], [], []
-    batches = zip(
-        split.images.split(BATCH), split.labels.split(BATCH), eps.split(BATCH), strict=True
-    )
-    for images, labels, batch_eps in batches:
-        batch = to_batch(images, labels, model.device)
-        terms.append(elbo_terms(model, batch, batch_eps))
+    for first in range(0, len(split.images), BATCH):
+        chosen = slice(first, first + BATCH)
+        batch = select(split, chosen, model.device)
+        terms.append(elbo_terms(model, batch, eps[chosen]))
         posteriors.append(model.encode(batch))
-        mean = model.mean(reparameterize(posteriors[-1], batch_eps), batch.y)
+        mean = model.mean(reparameterize(posteriors[-1], eps[chosen]), batch.y)
         errors.append((mean - batch.x).square().mean(dim=-1))
-    return Elbo(
-        ElboTerms(*concatenate(terms)), torch.cat(errors).cpu(), Posterior(*concatenate(posteriors))
-    )
+    posterior = Posterior(*concatenate(posteriors))
+    return Elbo(ElboTerms(*concatenate(terms)), torch.cat(errors).cpu(), posterior)
+
+
+def select(split: Split, chosen: slice | Tensor, device: torch.device) -> Batch:
+    """The chosen images of a split as a batch."""
+    return to_batch(split.images[chosen], split.labels[chosen], device)
 
 
 def evaluation_noise(n: int, z_dim: int) -> Tensor:
@@ -94,8 +98,7 @@ def evidence(
     model: VAE,
     split: Split,
     recons: Recons,
-    num_samples: int,
-    scale: float,
+    proposal: Proposal,
     workers: Callable[[], int] = lambda: 1,
 ) -> Iterator[Evidence]:
     """Bounds of −log p(x) by importance sampling, chunk by chunk, in the order of the images.
@@ -103,26 +106,24 @@ def evidence(
     On the CPU `workers()` chunks, asked before each one, are computed at a time. Results do not
     depend on it, nor on the number of threads that PyTorch is set to.
     """
-    device = model.device
-    ks = sample_sizes(num_samples)
-    binary_images = binarize(split.images)
+    device, (num_samples, scale) = model.device, proposal
+    binary_split = replace(split, images=binarize(split.images))
     step = min(max(1, DRAWS[device.type] // num_samples), MAX_IMAGES)
 
     def compute(first: int) -> Evidence:
         chosen = slice(first, first + step)
-        batch = to_batch(split.images[chosen], split.labels[chosen], device)
-        binary = to_batch(binary_images[chosen], split.labels[chosen], device)
-        eps = noise(num_samples, model.z_dim, range(first, first + len(batch.x))).to(device)
-        widened = log_weights(model, batch, eps, recon=recons.gray, scale=scale)
-        plain = widened
+        gray, binary = (select(of, chosen, device) for of in (split, binary_split))
+        images = range(first, first + len(gray.x))
+        eps = importance.noise(num_samples, model.z_dim, images).to(device)
+        widened = plain = importance.log_weights(model, gray, eps, recons.gray, scale)
         if scale != 1:
-            plain = log_weights(model, batch, eps, recon=recons.gray)
-        binarized = log_weights(model, binary, eps, recon=recons.binary, scale=scale)
+            plain = importance.log_weights(model, gray, eps, recons.gray)
+        binarized = importance.log_weights(model, binary, eps, recons.binary, scale)
         return Evidence(
-            widened=_bounds(widened, ks),
-            plain=_bounds(plain, ks),
-            binarized=neg_log_mean(binarized, num_samples),
-            ess=effective_sample_size(widened),
+            widened=_bounds(widened),
+            plain=_bounds(plain),
+            binarized=importance.neg_log_mean(binarized, num_samples),
+            ess=importance.effective_sample_size(widened),
         )
 
     starts = range(0, len(split.images), step)
@@ -132,13 +133,11 @@ def evidence(
 @one_thread()
 def prior_bounds(model: VAE, split: Split, recons: Recons, num_samples: int) -> Tensor:
     """The bounds of −log p(x) with draws from the prior, [N, len(ks)], on the CPU."""
-    ks = sample_sizes(num_samples)
-    bounds = torch.empty(len(split.images), len(ks))
-    for label in split.labels.unique():
+    bounds = torch.empty(len(split.images), len(sample_sizes(num_samples)))
+    for label in split.labels.unique():  # the draws are decoded once per label
         own = split.labels == label
-        batch = to_batch(split.images[own], label, model.device)
-        log_w = prior_log_weights(model, *batch, num_samples, recon=recons.gray)
-        bounds[own] = _bounds(log_w, ks)
+        batch = select(split, own, model.device)
+        bounds[own] = _bounds(importance.prior_log_weights(model, batch, num_samples, recons.gray))
     return bounds
 
 
@@ -174,5 +173,6 @@ def concatenate(parts: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
     return [torch.cat(field).cpu() for field in zip(*parts, strict=True)]
 
 
-def _bounds(log_w: Tensor, ks: list[int]) -> Tensor:
-    return torch.stack([neg_log_mean(log_w, k) for k in ks], dim=1)
+def _bounds(log_w: Tensor) -> Tensor:
+    ks = sample_sizes(log_w.shape[1])
+    return torch.stack([importance.neg_log_mean(log_w, k) for k in ks], dim=1)

@@ -1,4 +1,4 @@
-"""The figures of one run: the same images, noise and paths through the latent space in every run."""
+"""The figures of a run: the same images and paths through the latent space in every run."""
 
 from pathlib import Path
 
@@ -11,28 +11,29 @@ from pipeline.evaluation.latent_walks import interpolate, manifold, traverse
 from pipeline.evaluation.plots import draw_codes, draw_kl, draw_rows
 from pipeline.model.vae import VAE
 
-STEPS = 9  # images between one and another
+STEPS = 9  # images on the way from one to another
 ROWS = 10  # classes, and dimensions of largest KL, that are shown at most
 SIDE = 20  # cells of the latent plane
 
 
-def draw_gallery(
-    model: VAE, split: Split, mu: Tensor, kl_table: pd.DataFrame, folder: Path
-) -> None:
-    """Write interpolations, traversals, KL per dimension, codes, and the manifold of a plane.
-
-    mu: the codes [N, Z] of the split; kl_table: rank, dimension, kl, active.
-    """
-    draw_kl(kl_table, folder / "kl_per_dimension.png")
+def draw_gallery(model: VAE, split: Split, mu: Tensor, kl: pd.DataFrame, folder: Path) -> None:
+    """Write every figure of the latent code; μ [N, Z]; `kl` has dimension, kl and active by rank."""
+    shape, y = split.image_shape, split.labels[0]
+    draw_kl(kl, folder / "kl_per_dimension.png")
     draw_codes(mu, split.labels, folder / "posterior_means.png")
     draw_interpolations(model, split, mu, folder / "interpolations.png")
-    draw_traversals(model, split, mu, kl_table[:ROWS], folder / "traversals.png")
+    values = torch.arange(-3, 3.1, 0.75)
+    top = kl[:ROWS]
+    draw_rows(
+        traverse(model, mu[0], torch.tensor(top.dimension.to_numpy()), values, y), shape,
+        folder / "traversals.png", title="one latent dimension at a time, those of largest KL",
+        x_label="value of the dimension", columns=[f"{value:g}" for value in values.tolist()],
+        rows=[f"dimension {row.dimension}: {row.kl:.2f} nats" for row in top.itertuples()],
+    )  # fmt: skip
     if model.z_dim == 2:
-        draw_rows(
-            manifold(model, SIDE, split.labels[0]), split.image_shape, folder / "manifold.png",
-            labels=[""] * SIDE, ticks=[""] * SIDE, title="latent plane, cells of equal probability",
-            x_label="dimension 0 to the right, dimension 1 upwards",
-        )  # fmt: skip
+        title, x_label = "latent plane, cells of equal probability", "dimension 0 →, dimension 1 ↑"
+        plane = manifold(model, SIDE, y)
+        draw_rows(plane, shape, folder / "manifold.png", title=title, x_label=x_label)
 
 
 def draw_interpolations(model: VAE, split: Split, mu: Tensor, path: Path) -> None:
@@ -45,19 +46,6 @@ def draw_interpolations(model: VAE, split: Split, mu: Tensor, path: Path) -> Non
     shares = [f"{step / (STEPS - 1):.2f}" for step in range(STEPS)]
     draw_rows(
         torch.cat([first, between, last], dim=1), split.image_shape, path,
-        labels=[""] * len(starts), ticks=["image", *shares, "image"],
-        title="from one test image to another",
+        title="from one test image to another", columns=["image", *shares, "image"],
         x_label="share of the way between their posterior means",
-    )  # fmt: skip
-
-
-def draw_traversals(model: VAE, split: Split, mu: Tensor, top: pd.DataFrame, path: Path) -> None:
-    """The first image, with one latent dimension at a time set to values from −3 to 3."""
-    values = torch.arange(-3, 3.1, 0.75)
-    dimensions = torch.tensor(top.dimension.to_numpy())
-    draw_rows(
-        traverse(model, mu[0], dimensions, values, split.labels[0]), split.image_shape, path,
-        labels=[f"dimension {row.dimension}: {row.kl:.2f} nats" for row in top.itertuples()],
-        ticks=[f"{value:g}" for value in values.tolist()],
-        title="one latent dimension at a time, those of largest KL", x_label="value of the dimension",
     )  # fmt: skip

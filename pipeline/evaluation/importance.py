@@ -19,7 +19,7 @@ from pipeline.runtime.randomness import PROTOCOL_SEED, generator, standard_norma
 
 # Draws that are decoded at a time: on a CPU what its caches hold, on a GPU enough to keep it busy.
 ROWS = {"cpu": 512, "cuda": 1 << 17, "mps": 1 << 16}
-PRIOR_ROWS, PRIOR_IMAGES = 512, 50  # draws from the prior times images that are compared at a time
+PRIOR_ROWS, PRIOR_IMAGES = 512, 50  # draws from the prior and images that are compared at a time
 
 
 def noise(num_samples: int, z_dim: int, images: range) -> Tensor:
@@ -29,9 +29,7 @@ def noise(num_samples: int, z_dim: int, images: range) -> Tensor:
 
 
 @torch.no_grad()
-def log_weights(
-    model: VAE, batch: Batch, eps: Tensor, *, recon: Recon, scale: float = 1.0
-) -> Tensor:
+def log_weights(model: VAE, batch: Batch, eps: Tensor, recon: Recon, scale: float = 1) -> Tensor:
     """Log w for z = μ + scale σ ε ~ N(μ, (scale σ)²): ε [N, K, Z] → [N, K], on the CPU.
 
     log w = log p(x|z) + Σ_j [log scale σ_j + ½ ε_j² − ½ z_j²]; the (2π)^½ of prior and q cancel.
@@ -42,31 +40,28 @@ def log_weights(
     num_images, num_samples = log_ratio.shape
     rows = ROWS[z.device.type]
     step = max(1, rows // num_samples)
-    recons = []
     for first in range(0, num_images, step):
-        chosen = slice(first, first + step)
-        y = None if batch.y is None else batch.y[chosen]
-        draws = z[chosen].split(rows, dim=1)
-        parts = [recon(decode_draws(model, some, y), batch.x[chosen]) for some in draws]
-        recons.append(torch.cat(parts, dim=1))
-    return (log_ratio - torch.cat(recons)).cpu()
+        images = slice(first, first + step)
+        y = None if batch.y is None else batch.y[images]
+        draws = z[images].split(rows, dim=1)
+        recons = [recon(decode_draws(model, some, y), batch.x[images]) for some in draws]
+        log_ratio[images] -= torch.cat(recons, dim=1)
+    return log_ratio.cpu()
 
 
 @torch.no_grad()
-def prior_log_weights(
-    model: VAE, x: Tensor, label: Tensor, num_samples: int, *, recon: Recon
-) -> Tensor:
-    """Log p(x|z) for draws z ~ p(z), the same for all images x [N, D] with this label: [N, K], CPU.
+def prior_log_weights(model: VAE, batch: Batch, num_samples: int, recon: Recon) -> Tensor:
+    """Log p(x|z) for z ~ p(z), the same for all images: [N, K], on the CPU. One label for all.
 
     Naive Monte Carlo: unbiased, and useless in practice: almost no sample from the prior explains a
     given x.
     """
-    z = standard_normal((num_samples, model.z_dim), PROTOCOL_SEED, "prior").to(x)
+    z = standard_normal((num_samples, model.z_dim), PROTOCOL_SEED, "prior").to(batch.x)
     columns = []
     for draws in z.unsqueeze(0).split(PRIOR_ROWS, dim=1):
-        outputs = decode_draws(model, draws, label.view(1))
-        parts = [recon(outputs, images) for images in x.split(PRIOR_IMAGES)]
-        columns.append(torch.cat(parts).neg().cpu())
+        outputs = decode_draws(model, draws, None if batch.y is None else batch.y[:1])
+        recons = [recon(outputs, images) for images in batch.x.split(PRIOR_IMAGES)]
+        columns.append(torch.cat(recons).neg().cpu())
     return torch.cat(columns, dim=1)
 
 

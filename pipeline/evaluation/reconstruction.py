@@ -1,4 +1,4 @@
-"""−log p(x|z) for K draws of z per image: the definition, and a faster version for Bernoulli pixels.
+"""−log p(x|z) for K draws of z per image: the definition, and a faster Bernoulli version.
 
 The fast version is used only if it agrees with the definition on the first images.
 """
@@ -17,7 +17,7 @@ from pipeline.model.network import Batch
 from pipeline.model.vae import VAE
 from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal
 
-# With a mean closer to 0 or 1, one pixel that the binarization decides could cost any number of nats.
+# With a mean closer to 0 or 1, one pixel of the binarization could cost any number of nats.
 LIMIT = 1e-4
 LOGIT = math.log((1 - LIMIT) / LIMIT)
 FACTORS = 64  # factors of at least ½ per logarithm: 2^−64 is far inside the range of float32
@@ -34,17 +34,14 @@ class Recons(NamedTuple):
 
 
 def definition(likelihood: Likelihood) -> Recons:
-    """The two for any likelihood."""
-
-    def gray(outputs: Tensor, x: Tensor) -> Tensor:
-        return likelihood.neg_log_prob(outputs, x.unsqueeze(1))
+    """Both, for any likelihood."""
 
     def binary(outputs: Tensor, b: Tensor) -> Tensor:
         mean = likelihood.mean(outputs).clamp(LIMIT, 1 - LIMIT)
-        mean, b = torch.broadcast_tensors(mean, b.unsqueeze(1))
-        return F.binary_cross_entropy(mean, b, reduction="none").sum(dim=-1)
+        pair = torch.broadcast_tensors(mean, b.unsqueeze(1))
+        return F.binary_cross_entropy(*pair, reduction="none").sum(dim=-1)
 
-    return Recons(gray, binary)
+    return Recons(lambda outputs, x: likelihood.neg_log_prob(outputs, x.unsqueeze(1)), binary)
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> Tensor:
@@ -71,26 +68,19 @@ FAST = {"bernoulli": Recons(bernoulli, bernoulli_clamped)}
 
 @torch.no_grad()
 def choose(model: VAE, batch: Batch) -> Recons:
-    """The fast version if it equals the definition on `batch` up to rounding, else the definition."""
-    exact = definition(model.likelihood)
-    fast = FAST.get(model.likelihood.name, exact)
+    """The fast version if it equals the definition on `batch` up to rounding, else the latter."""
+    name, exact = model.likelihood.name, definition(model.likelihood)
+    fast = FAST.get(name, exact)
     noise = standard_normal((16, model.z_dim), PROTOCOL_SEED, "check").to(batch.x)
     outputs = decode_draws(model, model.encode(batch).mu.unsqueeze(1) + noise, batch.y)
-    equal = [
-        torch.allclose(ours(outputs, images), theirs(outputs, images), rtol=1e-5, atol=1e-3)
-        for ours, theirs, images in zip(fast, exact, (batch.x, batch.x.round()), strict=True)
-    ]
-    if all(equal):
-        return fast
-    name = model.likelihood.name
-    print(
-        f"evaluate: the fast {name} likelihood differs from neg_log_prob; using neg_log_prob",
-        file=sys.stderr,
-    )
-    return exact
+    for ours, theirs, x in zip(fast, exact, (batch.x, batch.x.round()), strict=True):
+        if not torch.allclose(ours(outputs, x), theirs(outputs, x), rtol=1e-5, atol=1e-3):
+            message = f"the fast {name} likelihood differs from neg_log_prob, which is used"
+            print(f"evaluate: {message}", file=sys.stderr)
+            return exact
+    return fast
 
 
 def decode_draws(model: VAE, z: Tensor, y: Tensor | None) -> Tensor:
     """Decode K draws per image: z [B, K, Z] and labels y [B] → outputs [B, K, O]."""
-    labels = None if y is None else y.unsqueeze(1).expand(z.shape[:-1])
-    return model.decode(z, labels)
+    return model.decode(z, None if y is None else y.unsqueeze(1).expand(z.shape[:-1]))

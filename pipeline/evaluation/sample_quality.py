@@ -5,7 +5,7 @@ distances between neighbors. The features are not Inception's: the distance is n
 only with distances in the same features between as many images.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,21 +14,12 @@ from pipeline.runtime.device import one_thread
 
 NEIGHBORS = 5
 CHUNK = 1 << 21  # distances computed at a time
-TOLERANCE = 1e-12  # of squared distances, relative to the largest squared norm: rounding
-
-
-class PRDC(NamedTuple):
-    """Shares from 0 to 1; only the density may exceed 1."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+TOLERANCE = 1e-12  # rounding of squared distances, relative to the largest squared norm
 
 
 def quality(real: Tensor, fake: Tensor) -> dict[str, float]:
-    """frechet_distance and the metrics of `prdc`: features [N, F] of real images, [M, F] of samples."""
-    return {"frechet_distance": frechet_distance(real, fake)} | prdc(real, fake)._asdict()
+    """frechet_distance and the metrics of `prdc`: features [N, F] of images, [M, F] of samples."""
+    return {"frechet_distance": frechet_distance(real, fake)} | prdc(real, fake)
 
 
 @one_thread()
@@ -49,14 +40,13 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def _root(points: Tensor) -> Tensor:
     """Σ^½ [F, F], symmetric, of the covariance Σ of points [N, F]."""
-    covariance = torch.atleast_2d(points.T.cov())
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = torch.linalg.eigh(torch.atleast_2d(points.T.cov()))
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     return root
 
 
 @one_thread()
-def prdc(real: Tensor, fake: Tensor, k: int = NEIGHBORS) -> PRDC:
+def prdc(real: Tensor, fake: Tensor, k: int = NEIGHBORS) -> dict[str, float]:
     """Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     The ball of a point reaches to its k-th nearest neighbor in its own set. precision: share of
@@ -66,40 +56,40 @@ def prdc(real: Tensor, fake: Tensor, k: int = NEIGHBORS) -> PRDC:
     """
     center = real.double().mean(dim=0)  # far from the origin, squared distances would cancel
     real, fake = real.double() - center, fake.double() - center
-    tolerance = TOLERANCE * max(float(points.square().sum(dim=1).amax()) for points in (real, fake))
-    reach_real = _squared_reach(real, k) + tolerance
-    reach_fake = _squared_reach(fake, k) + tolerance
-    balls = torch.zeros(len(fake), dtype=torch.int64)  # real balls around each fake point
-    recalled, covered = 0, 0
-    step = max(1, CHUNK // len(fake))
-    for points, reach in zip(real.split(step), reach_real.split(step), strict=True):
-        squares = _squared_distances(points, fake)
-        in_real_ball = squares <= reach.unsqueeze(1)
-        balls += in_real_ball.sum(dim=0)
-        covered += int(in_real_ball.any(dim=1).sum())
-        recalled += int((squares <= reach_fake).any(dim=1).sum())
-    return PRDC(
-        precision=int((balls > 0).sum()) / len(fake),
-        recall=recalled / len(real),
-        density=int(balls.sum()) / (k * len(fake)),
-        coverage=covered / len(real),
-    )
+    largest = torch.cat([real, fake]).square().sum(dim=1).amax()
+    squared_radii = _squared_radii(real, k) + TOLERANCE * largest
+    squared_radii_fake = _squared_radii(fake, k) + TOLERANCE * largest
+    balls = torch.zeros(len(fake), dtype=torch.float64)  # of real points, around each fake point
+    recalled, covered = [], []
+    chunks = squared_radii.split(_rows(fake))
+    for squares, limits in zip(_squared_distances(real, fake), chunks, strict=True):
+        inside = squares <= limits.unsqueeze(1)
+        balls += inside.sum(dim=0)
+        covered.append(inside.any(dim=1))
+        recalled.append((squares <= squared_radii_fake).any(dim=1))
+    shares = {
+        "precision": balls > 0,
+        "recall": torch.cat(recalled),
+        "density": balls / k,
+        "coverage": torch.cat(covered),
+    }
+    return {name: float(values.double().mean()) for name, values in shares.items()}
 
 
-def _squared_reach(points: Tensor, k: int) -> Tensor:
+def _squared_radii(points: Tensor, k: int) -> Tensor:
     """The squared distance of each point to its k-th nearest neighbor, [N]."""
-    step = max(1, CHUNK // len(points))
-    squares = (_squared_distances(chunk, points) for chunk in points.split(step))
     # The nearest of all is the point itself.
-    return torch.cat([rows.topk(k + 1, largest=False).values[:, k] for rows in squares])
+    chunks = _squared_distances(points, points)
+    return torch.cat([squares.topk(k + 1, largest=False).values[:, k] for squares in chunks])
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a|² + |b|² − 2 a·b, [A, B]: in float64, exact to 1e-14 of the squared norms."""
-    norms_a, norms_b = a.square().sum(dim=1), b.square().sum(dim=1)
-    return torch.addmm(norms_b, a, b.T, alpha=-2).add_(norms_a.unsqueeze(1))
+def _squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """|a|² + |b|² − 2 a·b, some rows of [A, B] at a time; in float64 the error is negligible."""
+    norms = b.square().sum(dim=1)
+    for chunk in a.split(_rows(b)):
+        own_norms = chunk.square().sum(dim=1, keepdim=True)
+        yield torch.addmm(norms, chunk, b.T, alpha=-2).add_(own_norms)
 
 
-def class_shares(classes: Tensor, num_classes: int) -> Tensor:
-    """The share of each class among classes [N]: [num_classes], in float64."""
-    return classes.bincount(minlength=num_classes).double() / len(classes)
+def _rows(b: Tensor) -> int:
+    return max(1, CHUNK // len(b))

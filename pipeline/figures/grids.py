@@ -9,25 +9,18 @@ from torch.nn import functional as F
 
 GAP = 0.35  # gray of the lines between cells: visible beside black and white
 
+Shape = tuple[int, int]  # height, width
 
-def save_grid(
-    images: Tensor, image_shape: tuple[int, int], path: Path, *, columns: int = 16
-) -> None:
+
+def save_grid(images: Tensor, shape: Shape, path: Path, columns: int = 16) -> None:
     """Write images [N, D] in [0, 1] as a grid, row by row."""
-    _save(tile(images.view(-1, *image_shape), columns), path)
+    _save(tile(images.view(-1, *shape), columns), path)
 
 
-def save_pairs(
-    originals: Tensor,
-    reconstructions: Tensor,
-    image_shape: tuple[int, int],
-    path: Path,
-    *,
-    columns: int = 8,
-) -> None:
-    """Write pairs as a grid, each original left of its reconstruction; both [N, D] in [0, 1]."""
-    pairs = [images.view(-1, *image_shape) for images in (originals, reconstructions)]
-    _save(tile(torch.cat(pairs, dim=2), columns), path)
+def save_pairs(left: Tensor, right: Tensor, shape: Shape, path: Path, columns: int = 8) -> None:
+    """Write pairs as a grid, such as each image left of its reconstruction; [N, D] in [0, 1]."""
+    pairs = torch.cat([left.view(-1, *shape), right.view(-1, *shape)], dim=2)
+    _save(tile(pairs, columns), path)
 
 
 def tile(cells: Tensor, columns: int) -> Tensor:

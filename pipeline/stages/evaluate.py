@@ -17,46 +17,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline import paths
 from pipeline.data.datasets import Split, load_split, to_unit
 from pipeline.errors import run, writing
+from pipeline.evaluation import bounds, latent_code, probe
 from pipeline.evaluation.binarization import binarize, digest
-from pipeline.evaluation.bounds import (
-    Evidence,
-    concatenate,
-    elbo,
-    evaluation_noise,
-    evidence,
-    prior_bounds,
-    sample_sizes,
-    summary,
-)
+from pipeline.evaluation.bounds import Evidence, Proposal, summary
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.gallery import draw_gallery
 from pipeline.evaluation.latent_walks import encode
 from pipeline.evaluation.plots import draw_bound
-from pipeline.evaluation.posterior import active_units, affordable_draws, kl_per_dimension, kl_split
-from pipeline.evaluation.probe import Codes, knn_correct, linear_correct
 from pipeline.evaluation.reconstruction import Recons, choose
-from pipeline.evaluation.sample_quality import class_shares, quality
+from pipeline.evaluation.sample_quality import quality
 from pipeline.figures.grids import save_grid, save_pairs
 from pipeline.figures.samples import generate, reconstruct
-from pipeline.model.network import Posterior, to_batch
+from pipeline.model.network import Posterior
 from pipeline.model.vae import VAE, load_vae
 from pipeline.params import Params, load_params
-from pipeline.paths import (
-    BOUND,
-    CLASSES,
-    CLASSIFIER,
-    DATASET,
-    EVALUATION,
-    FIGURES,
-    GENERATED,
-    KL_PER_DIMENSION,
-    METRICS,
-    MODEL,
-    PER_IMAGE,
-    RECONSTRUCTED,
-)
 from pipeline.runtime.cores import share_of_cores
 from pipeline.runtime.device import prepare_device, set_threads
 
@@ -68,120 +45,111 @@ def main() -> None:
     """Read model, classifier and test split; write metrics, tables and figures."""
     params = load_params()
     device = prepare_device(params.device)
-    split = load_split(DATASET, "test")
-    model = load_vae(MODEL).to(device)
-    workers = partial(share_of_cores, torch.get_num_threads())
+    split = load_split(paths.DATASET, "test")
+    model = load_vae(paths.MODEL).to(device)
+    cores = partial(share_of_cores, torch.get_num_threads())
 
-    terms, mse, posterior = elbo(model, split)
-    recons = choose(model, to_batch(split.images[:10], split.labels[:10], device))
-    bounds = estimate_evidence(model, split, recons, params, workers)
+    elbo = bounds.elbo(model, split)
+    recons = choose(model, bounds.select(split, slice(10), device))
+    evidence = estimate_evidence(model, split, recons, params, cores)
     per_image = {
-        "neg_elbo": terms.neg_elbo,
-        **terms._asdict(),
-        "nll": bounds.widened[:, -1],
-        "nll_binarized": bounds.binarized,
+        "neg_elbo": elbo.terms.neg_elbo,
+        **elbo.terms._asdict(),
+        "nll": evidence.widened[:, -1],
+        "nll_binarized": evidence.binarized,
     }
-    metrics = summary(per_image) | {"mse": float(mse.double().mean())}
-    metrics |= summary(
-        {
-            "jensen_gap": terms.neg_elbo - per_image["nll"],
-            "neg_iwae": bounds.plain[:, -1],
-            "ess": bounds.ess,
-        }
-    )
-    with writing(METRICS.parent):
-        FIGURES.mkdir(parents=True, exist_ok=True)
+    others = {
+        "mse": elbo.mse,
+        "jensen_gap": per_image["neg_elbo"] - per_image["nll"],
+        "neg_iwae": evidence.plain[:, -1],
+        "ess": evidence.ess,
+    }
+    metrics = summary(per_image | others)
+    with writing(paths.METRICS.parent):
+        paths.FIGURES.mkdir(parents=True, exist_ok=True)
         save_per_image(per_image, split, model, params)
+        save_samples(model, split)
         set_threads(1)  # the steps run at the same time, one core each
-        with ThreadPoolExecutor(workers()) as pool:
-            steps = [
-                pool.submit(predict_labels, model, posterior, split),
+        with ThreadPoolExecutor(cores()) as pool:
+            steps = (
+                pool.submit(predict_labels, model, split, elbo.posterior),
                 pool.submit(compare_samples, model, split),
-                pool.submit(describe_bounds, model, split, recons, bounds, params),
-                pool.submit(describe_code, model, split, posterior),
-            ]
+                pool.submit(describe_code, model, split, elbo.posterior),
+                pool.submit(describe_bounds, model, split, recons, evidence, params.eval_samples),
+            )
         for step in steps:
             metrics |= step.result()
         metrics["num_images"] = len(split.images)
-        save_samples(model, split)
-        save_json(METRICS, {name: metrics[name] for name in HEADLINE})
-        save_json(EVALUATION, metrics)
-    report(metrics)
+        save_json(paths.METRICS, {name: metrics[name] for name in HEADLINE})
+        save_json(paths.EVALUATION, metrics)
+    print(
+        "evaluate: -log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image over {num_images} test "
+        "images; -ELBO {neg_elbo:.2f}, recon {recon:.2f}, KL {kl:.2f}; {active_units} active "
+        "units; Frechet distance {frechet_distance:.2f}".format(**metrics)
+    )
+    print(f"evaluate: wrote {paths.EVALUATION}, {paths.METRICS}, tables and figures")
+    print("evaluate: to compare it with other runs: python -m pipeline compare")
 
 
 def estimate_evidence(
     model: VAE, split: Split, recons: Recons, params: Params, workers: Callable[[], int]
 ) -> Evidence:
     """Bounds of −log p(x) of every image, with a progress bar."""
-    chunks = []
-    samples, scale = params.eval_samples, params.eval_proposal_scale
+    proposal = Proposal(params.eval_samples, params.eval_proposal_scale)
+    chunks = bounds.evidence(model, split, recons, proposal, workers)
+    parts = []
     with tqdm(total=len(split.images), unit="image", desc="-log p(x)", disable=None) as progress:
-        for chunk in evidence(model, split, recons, samples, scale, workers):
-            chunks.append(chunk)
+        for chunk in chunks:
+            parts.append(chunk)
             progress.update(len(chunk.ess))
-    return Evidence(*concatenate(chunks))
+    return Evidence(*bounds.concatenate(parts))
 
 
 def describe_bounds(
-    model: VAE, split: Split, recons: Recons, bounds: Evidence, params: Params
+    model: VAE, split: Split, recons: Recons, evidence: Evidence, num_samples: int
 ) -> dict[str, float]:
-    """Write the bounds of −log p(x) over K, as a table and a figure; returns nll_prior."""
-    columns = {"k": sample_sizes(params.eval_samples)}
-    prior = prior_bounds(model, split, recons, params.eval_samples)
-    for name, values in (("widened", bounds.widened), ("plain", bounds.plain), ("prior", prior)):
-        rows = pd.DataFrame([summary({name: at_k}) for at_k in values.T])
-        columns |= rows.to_dict("list")
-    table = pd.DataFrame(columns)
-    save_table(table, BOUND)
-    draw_bound(table, PROPOSALS, FIGURES / "bound.png")
+    """Write and draw the bounds of −log p(x) over K; return that from the prior."""
+    prior = bounds.prior_bounds(model, split, recons, num_samples)
+    columns = zip(evidence.widened.T, evidence.plain.T, prior.T, strict=True)
+    table = pd.DataFrame([summary(dict(zip(PROPOSALS, column, strict=True))) for column in columns])
+    table.insert(0, "k", bounds.sample_sizes(num_samples))
+    save_table(table, paths.BOUND)
+    draw_bound(table, PROPOSALS, paths.FIGURES / "bound.png")
     return summary({"nll_prior": prior[:, -1]})
 
 
 def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, float]:
-    """Write the KL of each latent dimension and the gallery; returns metrics of the latent code."""
-    kl, active = kl_per_dimension(posterior), active_units(posterior.mu)
-    table = pd.DataFrame({"kl": kl.numpy(), "active": active.int().numpy()})
-    table = table.rename_axis("dimension").sort_values("kl", ascending=False, kind="stable")
-    table = table.reset_index()
+    """Write the KL of each latent dimension and the gallery; return metrics of the latent code."""
+    active = latent_code.active_units(posterior.mu)
+    table = pd.DataFrame({"kl": latent_code.kl_per_dimension(posterior), "active": active.int()})
+    table = table.rename_axis("dimension").reset_index()
+    table = table.sort_values("kl", ascending=False, kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
-    save_table(table, KL_PER_DIMENSION)
-    draw_gallery(model, split, posterior.mu, table, FIGURES)
-    n, z_dim = posterior.mu.shape
-    parts = kl_split(posterior, evaluation_noise(n, z_dim)[: affordable_draws(n, z_dim)])
-    return {"active_units": int(active.sum())} | summary(
-        {
-            "mutual_information": parts.mutual_information,
-            "total_correlation": parts.total_correlation,
-            "dimension_wise_kl": parts.dimension_wise,
-        }
-    )
+    save_table(table, paths.KL_PER_DIMENSION)
+    draw_gallery(model, split, posterior.mu, table, paths.FIGURES)
+    eps = bounds.evaluation_noise(*posterior.mu.shape)
+    parts = latent_code.kl_split(posterior, eps[: latent_code.affordable_draws(*eps.shape)])
+    return summary(parts) | {"active_units": int(active.sum())}
 
 
-def predict_labels(model: VAE, posterior: Posterior, split: Split) -> dict[str, float]:
+def predict_labels(model: VAE, split: Split, posterior: Posterior) -> dict[str, float]:
     """Accuracy of classifiers trained on the training images' μ at predicting the label."""
-    train_split = load_split(DATASET, "train")
-    train = Codes(encode(model, train_split).mu, train_split.labels)
-    test = Codes(posterior.mu, split.labels)
-    return summary(
-        {
-            "knn_accuracy": knn_correct(train, test),
-            "probe_accuracy": linear_correct(train, test),
-        }
-    )
+    train = load_split(paths.DATASET, "train")
+    codes = (encode(model, train).mu, train.labels, posterior.mu, split.labels)
+    knn, linear = probe.knn_correct(*codes), probe.linear_correct(*codes)
+    return summary({"knn_accuracy": knn, "probe_accuracy": linear})
 
 
 def compare_samples(model: VAE, split: Split) -> dict[str, float]:
-    """Compare as many prior samples as test images with these; writes the classes of both."""
-    classifier = load_classifier(CLASSIFIER)
-    samples = classify(classifier, generate(model, split.labels))
+    """Compare as many prior samples as test images with these; write the classes of both."""
+    classifier = load_classifier(paths.CLASSIFIER)
+    fake = classify(classifier, generate(model, split.labels))
     real = classify(classifier, split.images)
-    num_classes = classifier.head.out_features
-    shares = {
-        "samples": class_shares(samples.classes, num_classes).numpy(),
-        "test": class_shares(real.classes, num_classes).numpy(),
-    }
-    save_table(pd.DataFrame(shares).rename_axis("label").reset_index(), CLASSES)
-    return quality(real.features, samples.features)
+    classes = pd.DataFrame({"samples": fake.classes, "test": real.classes})
+    shares = classes.apply(lambda column: column.value_counts(normalize=True))
+    shares = shares.reindex(range(classifier.num_classes), fill_value=0.0).fillna(0.0)
+    save_table(shares.rename_axis("label").reset_index(), paths.CLASSES)
+    return quality(real.features, fake.features)
 
 
 def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, params: Params) -> None:
@@ -195,15 +163,15 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
     }
     table = pyarrow.table({name: values.float().numpy() for name, values in columns.items()})
     table = table.replace_schema_metadata({"protocol": json.dumps(protocol, sort_keys=True)})
-    pyarrow.parquet.write_table(table, PER_IMAGE, compression="zstd")
+    pyarrow.parquet.write_table(table, paths.PER_IMAGE, compression="zstd")
 
 
 def save_samples(model: VAE, split: Split) -> None:
     """Write 128 samples from the prior, and the first 64 images with their reconstructions."""
     images, labels = split.images[:64], split.labels[:64]
-    save_grid(generate(model, split.labels[:128]), split.image_shape, GENERATED)
+    save_grid(generate(model, split.labels[:128]), split.image_shape, paths.GENERATED)
     reconstructions = reconstruct(model, images, labels)
-    save_pairs(to_unit(images), reconstructions, split.image_shape, RECONSTRUCTED)
+    save_pairs(to_unit(images), reconstructions, split.image_shape, paths.RECONSTRUCTED)
 
 
 def save_table(table: pd.DataFrame, path: Path) -> None:
@@ -213,19 +181,7 @@ def save_table(table: pd.DataFrame, path: Path) -> None:
 
 def save_json(path: Path, metrics: Mapping[str, float]) -> None:
     """Write metrics of the test split."""
-    text = json.dumps({"test": metrics}, indent=2, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def report(metrics: Mapping[str, float]) -> None:
-    """Print the headline metrics, what was written, and the next command."""
-    print(
-        "evaluate: -log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image over {num_images} test "
-        "images; -ELBO {neg_elbo:.2f}, recon {recon:.2f}, KL {kl:.2f}; {active_units} active "
-        "units; Frechet distance {frechet_distance:.2f}".format(**metrics)
-    )
-    print(f"evaluate: wrote {METRICS}, {EVALUATION}, {GENERATED}, {FIGURES}/ and the tables")
-    print("evaluate: compare it with other runs: python -m pipeline compare")
+    path.write_text(json.dumps({"test": metrics}, indent=2, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ that with the index of an image, so it cannot exceed log N.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +20,6 @@ from pipeline.model.objective import gaussian_kl, reparameterize
 ACTIVE = 0.01  # Var_x(μ_j) above which a unit counts as active (Burda et al. 2016, section 5)
 CHUNK = 1 << 18  # densities computed at a time: what the cache of a core holds
 BUDGET = 1_000_000_000  # densities in all: one and a half seconds on one core
-
-
-class KLSplit(NamedTuple):
-    """The parts of the KL, [M] in nats; in expectation over z their sum is the KL."""
-
-    mutual_information: Tensor
-    total_correlation: Tensor
-    dimension_wise: Tensor
 
 
 def kl_per_dimension(posterior: Posterior) -> Tensor:
@@ -51,37 +42,38 @@ def affordable_draws(n: int, z_dim: int) -> int:
 
 
 @torch.no_grad()
-def kl_split(posterior: Posterior, eps: Tensor) -> KLSplit:
-    """The parts of the KL from one z ~ q(z|x) of M of the N images, for ε ~ N(0, I) [M, Z].
+def kl_split(posterior: Posterior, eps: Tensor) -> dict[str, Tensor]:
+    """The parts of the KL by name, [M] in nats, from one z ~ q(z|x) of M of the N images.
 
-    The M are evenly spaced: the first of MNIST's test images are easier than the last.
+    ε ~ N(0, I) is [M, Z]. The M images are evenly spaced: the first of MNIST's test images are
+    easier than the last. In expectation over z the sum of the parts is the KL.
     """
     n, m = len(posterior.mu), len(eps)
     own = torch.arange(m) * n // m
     q = Posterior(posterior.mu[own], posterior.log_var[own])
     z = reparameterize(q, eps)
     step = max(1, CHUNK // n)
-    pairs = zip(z.split(step), own.split(step), strict=True)
-    parts = [log_aggregate(posterior, *pair) for pair in pairs]
+    chunks = zip(z.split(step), own.split(step), strict=True)
+    parts = [_log_aggregate(posterior, *chunk) for chunk in chunks]
     joint, marginals = (torch.cat(part) for part in zip(*parts, strict=True))
     log_conditional = log_normal(z, *q).double().sum(dim=-1)
-    log_prior = log_normal(z, torch.zeros_like(z), torch.zeros_like(z)).double().sum(dim=-1)
-    return KLSplit(
-        mutual_information=log_conditional - joint,
-        total_correlation=joint - marginals,
-        dimension_wise=marginals - log_prior,
-    )
+    log_prior = log_normal(z, *torch.zeros(2, 1)).double().sum(dim=-1)
+    return {
+        "mutual_information": log_conditional - joint,
+        "total_correlation": joint - marginals,
+        "dimension_wise_kl": marginals - log_prior,
+    }
 
 
-def log_aggregate(posterior: Posterior, z: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """(log q(z), Σ_j log q(z_j)), each [B] in float64, of z [B, Z] that image `own` [B] gave."""
+def _log_aggregate(posterior: Posterior, z: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """(log q(z), Σ_j log q(z_j)), each [B] in float64; z [B, Z] was drawn for the images `own`."""
     log_n = math.log(len(posterior.mu))
-    log_q = torch.zeros(())
+    log_q = torch.zeros(len(z), len(posterior.mu), dtype=z.dtype)
     marginals = torch.zeros(len(z), dtype=torch.float64)
     for z_j, mu_j, log_var_j in zip(z.T, posterior.mu.T, posterior.log_var.T, strict=True):
-        log_q_j = log_normal(z_j.unsqueeze(1), mu_j, log_var_j)  # [B, N]
+        log_q_j = log_normal(z_j.unsqueeze(1), mu_j.contiguous(), log_var_j.contiguous())
         marginals += _log_sum(log_q_j, own) - log_n
-        log_q = log_q + log_q_j
+        log_q += log_q_j
     return _log_sum(log_q, own) - log_n, marginals
 
 
@@ -91,14 +83,13 @@ def _log_sum(log_q: Tensor, own: Tensor) -> Tensor:
     log_softmax is log q − log Σ q, and takes a third of the time of logsumexp. It is read at the
     image that z came from, where neither term is large.
     """
-    index = own.unsqueeze(1)
-    log_own = log_q.gather(1, index).double()
-    log_share = log_q.log_softmax(dim=1).gather(1, index).double()
+    log_own, log_share = (
+        values.gather(1, own.unsqueeze(1)).double() for values in (log_q, log_q.log_softmax(dim=1))
+    )
     return (log_own - log_share).squeeze(1)
 
 
 def log_normal(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """Log N(z; μ, σ²), elementwise, of the broadcast shape."""
-    # Two passes over the result: −½ log 2πσ² − ½ (z − μ)² / σ².
+    """Log N(z; μ, σ²), elementwise, of the broadcast shape: −½ log 2πσ² − ½ (z − μ)² / σ²."""
     peak = -0.5 * (math.log(2 * math.pi) + log_var)
     return torch.addcmul(peak, (z - mu).square_(), -0.5 * (-log_var).exp())
