@@ -66,6 +66,16 @@ def small_test(small_dataset) -> Split:
 
 
 @pytest.fixture
+def set_threads():
+    """Sets PyTorch's number of threads, which is restored after the test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def workplace(tmp_path, small_dataset, monkeypatch) -> Path:
     """The working directory of a stage: the small dataset, and params.yaml with SMALL."""
     furnish(tmp_path, small_dataset)

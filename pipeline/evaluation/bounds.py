@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pipeline.data.datasets import Split
 from pipeline.evaluation import importance
@@ -67,8 +68,7 @@ def elbo(model: VAE, split: Split) -> Elbo:
     """
     eps = evaluation_noise(len(split.images), model.z_dim).to(model.device)
     terms, errors, posteriors = [], [], []
-    for first in range(0, len(split.images), BATCH):
-        chosen = slice(first, first + BATCH)
+    for chosen in torch.arange(len(split.images)).split(BATCH):
         batch = select(split, chosen, model.device)
         terms.append(elbo_terms(model, batch, eps[chosen]))
         posteriors.append(model.encode(batch))
@@ -83,6 +83,16 @@ def select(split: Split, chosen: slice | Tensor, device: torch.device) -> Batch:
     return to_batch(split.images[chosen], split.labels[chosen], device)
 
 
+@one_thread()
+@torch.no_grad()
+def encode(model: VAE, split: Split) -> Posterior:
+    """q(z|x) of each image, on the CPU."""
+    chunks = torch.arange(len(split.images)).split(BATCH)
+    return Posterior(
+        *concatenate(model.encode(select(split, some, model.device)) for some in chunks)
+    )
+
+
 def evaluation_noise(n: int, z_dim: int) -> Tensor:
     """ε [n, z_dim] of the one z per image that −ELBO is measured with."""
     return standard_normal((n, z_dim), PROTOCOL_SEED, "evaluate")
@@ -95,13 +105,9 @@ def sample_sizes(num_samples: int) -> list[int]:
 
 
 def evidence(
-    model: VAE,
-    split: Split,
-    recons: Recons,
-    proposal: Proposal,
-    workers: Callable[[], int] = lambda: 1,
-) -> Iterator[Evidence]:
-    """Bounds of −log p(x) by importance sampling, chunk by chunk, in the order of the images.
+    model: VAE, split: Split, recons: Recons, proposal: Proposal, workers: Callable[[], int]
+) -> Evidence:
+    """Bounds of −log p(x) of each image by importance sampling, with a progress bar.
 
     On the CPU `workers()` chunks, asked before each one, are computed at a time. Results do not
     depend on it, nor on the number of threads that PyTorch is set to.
@@ -127,7 +133,9 @@ def evidence(
         )
 
     starts = range(0, len(split.images), step)
-    return in_order(compute, starts, workers) if device.type == "cpu" else map(compute, starts)
+    chunks = in_order(compute, starts, workers) if device.type == "cpu" else map(compute, starts)
+    progress = tqdm(chunks, "-log p(x)", len(starts), unit=f"x{step} images", disable=None)
+    return Evidence(*concatenate(progress))
 
 
 @one_thread()

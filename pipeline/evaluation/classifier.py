@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR
 
 from pipeline.data.datasets import Split, to_unit
 from pipeline.errors import UserError
@@ -28,6 +30,9 @@ BATCH = 128
 PEAK = 1e-2  # learning rate of Adam, which rises to it in the first WARM_UP of all steps
 WARM_UP = 0.15
 CHUNK = 500  # images classified at a time
+
+
+Record = dict[str, float]
 
 
 class Classified(NamedTuple):
@@ -70,9 +75,7 @@ def new_classifier(dataset: str, image_shape: tuple[int, int], num_classes: int)
         return Classifier(image_shape, num_classes)
 
 
-def train_classifier(
-    model: Classifier, split: Split, num_epochs: int = EPOCHS
-) -> Iterator[dict[str, float]]:
+def train_classifier(model: Classifier, split: Split, num_epochs: int) -> Iterator[Record]:
     """Train `model` in place on the CPU; yields the mean loss in nats and accuracy of each epoch.
 
     Every batch is shifted by up to a pixel each way, differently in every epoch.
@@ -80,37 +83,30 @@ def train_classifier(
     n = len(split.images)
     images = split.images.view(-1, *split.image_shape)
     steps = math.ceil(n / BATCH)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
+    optimizer = Adam(model.parameters(), fused=True)
+    schedule = OneCycleLR(
         optimizer, PEAK, total_steps=num_epochs * steps, pct_start=WARM_UP,
         anneal_strategy="linear", cycle_momentum=False,
     )  # fmt: skip
+    model.train()
     for epoch in range(1, num_epochs + 1):
-        model.train()
         order = permutation(n, PROTOCOL_SEED, "classifier/shuffle", epoch)
         draw = generator(PROTOCOL_SEED, "classifier/shift", epoch)
         shifts = torch.randint(-1, 2, (steps, 2), generator=draw).tolist()
         loss, correct = 0.0, 0
-        # Batches of about equal size: batch norm cannot use a last batch of one image.
-        for batch, shift in zip(order.tensor_split(steps), shifts, strict=True):
-            x = to_unit(images[batch].roll(shift, dims=(1, 2)).flatten(1))
-            losses, hits = _step(model, optimizer, x, split.labels[batch].long())
-            schedule.step()
-            loss, correct = loss + losses, correct + hits
+        with one_thread():
+            # Batches of about equal size: batch norm cannot use a last batch of one image.
+            for batch, shift in zip(order.tensor_split(steps), shifts, strict=True):
+                x, y = images[batch].roll(shift, dims=(1, 2)), split.labels[batch].long()
+                _, logits = model(to_unit(x.flatten(1)))
+                mean = cross_entropy(logits, y)
+                optimizer.zero_grad()
+                mean.backward()
+                optimizer.step()
+                schedule.step()
+                loss += mean.item() * len(y)
+                correct += int((logits.argmax(dim=-1) == y).sum())
         yield {"loss": loss / n, "accuracy": correct / n}
-
-
-@one_thread()
-def _step(
-    model: Classifier, optimizer: torch.optim.Adam, x: Tensor, y: Tensor
-) -> tuple[float, int]:
-    """One step: the sum of the losses and the number of correct predictions before it."""
-    _, logits = model(x)
-    loss = cross_entropy(logits, y)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item() * len(x), int((logits.argmax(dim=-1) == y).sum())
 
 
 @one_thread()

@@ -1,24 +1,19 @@
 """Paths through the latent space, decoded: the same images and paths in every run."""
 
+from pathlib import Path
+
+import pandas as pd
 import torch
 from torch import Tensor
 
-from pipeline.data.datasets import Split
-from pipeline.evaluation.bounds import concatenate, select
-from pipeline.model.network import Posterior
+from pipeline.data.datasets import Split, to_unit
+from pipeline.evaluation.plots import draw_rows
 from pipeline.model.vae import VAE
 from pipeline.runtime.device import one_thread
 
-BATCH = 10_000
-
-
-@one_thread()
-@torch.no_grad()
-def encode(model: VAE, split: Split) -> Posterior:
-    """q(z|x) of each image, on the CPU."""
-    chunks = torch.arange(len(split.images)).split(BATCH)
-    parts = [model.encode(select(split, chunk, model.device)) for chunk in chunks]
-    return Posterior(*concatenate(parts))
+STEPS = 9  # images on the way from one to another
+ROWS = 10  # classes, and dimensions of largest KL, that are shown at most
+SIDE = 20  # cells of the latent plane
 
 
 @one_thread()
@@ -38,8 +33,7 @@ def interpolate(model: VAE, starts: Tensor, ends: Tensor, steps: int, labels: Te
 def traverse(model: VAE, code: Tensor, dimensions: Tensor, values: Tensor, y: Tensor) -> Tensor:
     """E[x|z] as one dimension of a code [Z] takes each of `values` [C]: row by row, [R, C, D]."""
     z = code.repeat(len(dimensions), len(values), 1)
-    for row, dimension in enumerate(dimensions.tolist()):
-        z[row, :, dimension] = values
+    z[torch.arange(len(dimensions)), :, dimensions] = values
     return decode(model, z, y.expand(len(dimensions)))
 
 
@@ -52,3 +46,35 @@ def manifold(model: VAE, side: int, y: Tensor) -> Tensor:
     quantiles = torch.special.ndtri((torch.arange(side) + 0.5) / side)
     z_2, z_1 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
     return decode(model, torch.stack([z_1, z_2], dim=-1), y.expand(side))
+
+
+def draw_walks(model: VAE, split: Split, mu: Tensor, kl: pd.DataFrame, folder: Path) -> None:
+    """Write interpolations, traversals and, for two dimensions, the manifold.
+
+    mu: codes [N, Z] of the split; kl: columns dimension and kl, the largest first.
+    """
+    shape, y = split.image_shape, split.labels[0]
+    classes = split.labels.unique()[:ROWS]
+    starts = torch.stack([(split.labels == label).nonzero()[0, 0] for label in classes])
+    ends = starts.roll(-1)
+    between = interpolate(model, mu[starts], mu[ends], STEPS, classes)
+    first, last = (to_unit(split.images[index]).unsqueeze(1) for index in (starts, ends))
+    shares = [f"{share:.2f}" for share in torch.linspace(0, 1, STEPS)]
+    draw_rows(
+        torch.cat([first, between, last], dim=1), shape, folder / "interpolations.png",
+        title="from one test image to another", columns=["image", *shares, "image"],
+        x_label="share of the way between their posterior means",
+    )  # fmt: skip
+    top, values = kl[:ROWS], torch.arange(-3, 3.1, 0.75)
+    draw_rows(
+        traverse(model, mu[0], torch.tensor(top.dimension.to_numpy()), values, y), shape,
+        folder / "traversals.png", title="one latent dimension at a time, those of largest KL",
+        x_label="value of the dimension", columns=[f"{value:g}" for value in values],
+        rows=[f"dimension {row.dimension}: {row.kl:.2f} nats" for row in top.itertuples()],
+    )  # fmt: skip
+    if model.z_dim == 2:
+        draw_rows(
+            manifold(model, SIDE, y), shape, folder / "manifold.png",
+            title="the latent plane in cells of equal probability",
+            x_label="dimension 0 to the right, dimension 1 upwards",
+        )  # fmt: skip

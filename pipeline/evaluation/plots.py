@@ -4,12 +4,13 @@ A Figure is made without pyplot, which would look for a display and keep every f
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -17,7 +18,17 @@ from torch import Tensor
 
 from pipeline.figures.grids import Shape, tile
 
-DPI = 130
+matplotlib.rcdefaults()  # not the settings of a user, which would change bytes
+matplotlib.rcParams |= {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "image.cmap": "gray",
+    "legend.frameon": False,
+    "savefig.bbox": "tight",
+    "savefig.dpi": 130,
+}
 WIDTH = 7.0  # inches
 # Colors of Okabe & Ito, which color-blind readers can distinguish, and four more.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#999999"
@@ -31,26 +42,26 @@ def draw_rows(
     rows: Sequence[str] = (), columns: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Images [R, C, D] in [0, 1] in rows and columns, each with its name or without."""
-    num_rows, num_columns, _ = images.shape
-    grid = tile(images.reshape(-1, *shape), num_columns)
-    figure, axes = _figure(WIDTH, WIDTH * grid.shape[0] / grid.shape[1] + 1.1, title)
-    axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    pitch_y, pitch_x = (side + 1 for side in shape)
-    axes.set_xticks([(i + 0.5) * pitch_x for i in range(num_columns)][: len(columns)], columns)
-    axes.set_yticks([(i + 0.5) * pitch_y for i in range(num_rows)][: len(rows)], rows)
+    grid = tile(images.flatten(0, 1).view(-1, *shape), columns=images.shape[1])
+    figure = Figure(figsize=(WIDTH, WIDTH * grid.shape[0] / grid.shape[1] + 1.1))
+    axes = figure.subplots()
+    axes.set_title(title)
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.imshow(grid.numpy(), vmin=0, vmax=1, interpolation="nearest")
+    for axis, names, side in ((axes.xaxis, columns, shape[1]), (axes.yaxis, rows, shape[0])):
+        axis.set_ticks([(index + 0.5) * (side + 1) for index in range(len(names))], names)
     axes.tick_params(length=0, labelsize=7)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(x_label, fontsize=8)
     _save(figure, path)
 
 
 def draw_kl(kl: pd.DataFrame, path: Path) -> None:
     """The KL of each latent dimension (rank, kl, active), the largest first; inactive ones gray."""
-    title = f"KL per latent dimension: {kl.active.sum()} of {len(kl)} active"
-    figure, axes = _figure(WIDTH, 3, title)
+    figure = Figure(figsize=(WIDTH, 3))
+    axes = figure.subplots()
     axes.bar(kl["rank"], kl.kl, color=kl.active.map({1: BLUE, 0: GRAY}), width=0.8)
-    axes.set_xlabel("latent dimension, by KL (gray: Var μ ≤ 0.01)")
-    axes.set_ylabel("nats per image")
+    axes.set_title(f"KL per latent dimension: {kl.active.sum()} of {len(kl)} active")
+    axes.set(xlabel="latent dimension, by KL (gray: Var μ ≤ 0.01)", ylabel="nats per image")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _save(figure, path)
@@ -59,12 +70,13 @@ def draw_kl(kl: pd.DataFrame, path: Path) -> None:
 def draw_codes(mu: Tensor, labels: Tensor, path: Path) -> None:
     """The means μ [N, Z] of q(z|x), colored by label, in the plane that `project` chooses."""
     points, x_label, y_label = project(mu, labels)
-    figure, axes = _figure(WIDTH, 5.5, f"posterior means of {len(mu):,} test images")
+    figure = Figure(figsize=(WIDTH, 5.5))
+    axes = figure.subplots()
+    axes.set(title=f"posterior means of {len(mu):,} test images", xlabel=x_label, ylabel=y_label)
     for label, color in zip(labels.unique().tolist(), cycle(CLASSES), strict=False):
-        axes.plot(*points[labels == label].T, ".", ms=2, alpha=0.5, color=color, label=label)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    legend = axes.legend(title="label", markerscale=6, frameon=False, bbox_to_anchor=(1, 1))
+        x, y = points[labels == label].T.numpy()
+        axes.plot(x, y, ".", markersize=2, alpha=0.5, color=color, label=label)
+    legend = axes.legend(title="label", markerscale=6, bbox_to_anchor=(1, 1), loc="upper left")
     for handle in legend.get_lines():
         handle.set_alpha(1)
     _save(figure, path)
@@ -73,58 +85,36 @@ def draw_codes(mu: Tensor, labels: Tensor, path: Path) -> None:
 def project(mu: Tensor, labels: Tensor) -> tuple[Tensor, str, str]:
     """Codes μ [N, Z] as points [N, 2], and the names of both axes.
 
-    For Z > 2, the plane that separates the classes best, if there is one. Principal components
-    would show a Gaussian cloud for any code: the prior asks for one.
+    For Z > 2, the plane that separates the classes best. Principal components would show a Gaussian
+    cloud for any code: the prior asks for one.
     """
-    if mu.shape[1] == 1:
-        return torch.cat([mu, labels.unsqueeze(1)], dim=1), "μ", "label"
-    if mu.shape[1] > 2:
-        model = LinearDiscriminantAnalysis(n_components=2)
-        try:
-            points = torch.from_numpy(model.fit_transform(mu.double().numpy(), labels.numpy()))
-            # The sign of an axis is arbitrary: its largest coefficient becomes positive.
-            scalings = torch.from_numpy(model.scalings_[:, :2])
-            signs = scalings.gather(0, scalings.abs().argmax(dim=0, keepdim=True)).sign()
-            return (
-                points[:, [0, 1]] * signs,
-                "first linear discriminant",
-                "second linear discriminant",
-            )
-        except (IndexError, ValueError):
-            pass  # a collapsed posterior, or fewer than three classes: no such plane
-    first, second = mu.var(dim=0).argsort(descending=True, stable=True)[:2].sort().values.tolist()
-    return mu[:, [first, second]], f"μ of dimension {first}", f"μ of dimension {second}"
+    z_dim = mu.shape[1]
+    if z_dim > 2:
+        # There is no such plane if the posterior has collapsed, or with two classes.
+        with suppress(IndexError, ValueError):
+            discriminants = LinearDiscriminantAnalysis(n_components=2)
+            points = discriminants.fit_transform(mu.double().numpy(), labels.numpy())
+            return torch.from_numpy(points[:, [0, 1]]), "linear discriminant 1", "discriminant 2"
+    points = torch.cat([mu, labels.unsqueeze(1)], dim=1)[:, :2]
+    return points, "μ of dimension 0", "label" if z_dim == 1 else "μ of dimension 1"
 
 
 def draw_bound(bound: pd.DataFrame, proposals: dict[str, str], path: Path) -> None:
     """The bound of −log p(x) over K (columns k, NAME, NAME_se) for each proposal, by its name."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    figure = Figure(figsize=(8, 3.4))
     far, near = figure.subplots(1, 2)
-    style = {"marker": "o", "markersize": 4, "capsize": 2}
     for (name, text), color in zip(proposals.items(), (BLUE, ORANGE, GREEN), strict=True):
+        style = {"label": text, "color": color, "marker": "o", "markersize": 4, "capsize": 2}
         for axes in (far,) if name == "prior" else (far, near):
-            values, errors = bound[name], bound[f"{name}_se"]
-            axes.errorbar(bound.k, values, errors, label=text, color=color, **style)
+            axes.errorbar(bound.k, bound[name], bound[f"{name}_se"], **style)
     for axes, title in ((far, "upper bound of −log p(x) from K draws"), (near, "from q alone")):
-        axes.set_title(title, fontsize=10)
-        axes.set_xscale("log")
-        axes.set_xlabel("K, draws of z per image")
+        axes.set(title=title, xscale="log", xlabel="K, draws of z per image")
         axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
     far.set_ylabel("nats per image")
-    far.legend(frameon=False, fontsize=8)
+    far.legend(fontsize=8)
     _save(figure, path)
-
-
-def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _save(figure: Figure, path: Path) -> None:
     # Levels 8 and 9 take five times as long for a file of the same size.
-    png = {"compress_level": 7}
-    figure.savefig(path, dpi=DPI, bbox_inches="tight", metadata={"Software": None}, pil_kwargs=png)
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 7})

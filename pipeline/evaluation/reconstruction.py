@@ -38,8 +38,8 @@ def definition(likelihood: Likelihood) -> Recons:
 
     def binary(outputs: Tensor, b: Tensor) -> Tensor:
         mean = likelihood.mean(outputs).clamp(LIMIT, 1 - LIMIT)
-        pair = torch.broadcast_tensors(mean, b.unsqueeze(1))
-        return F.binary_cross_entropy(*pair, reduction="none").sum(dim=-1)
+        mean, b = torch.broadcast_tensors(mean, b.unsqueeze(1))
+        return F.binary_cross_entropy(mean, b, reduction="none").sum(dim=-1)
 
     return Recons(lambda outputs, x: likelihood.neg_log_prob(outputs, x.unsqueeze(1)), binary)
 

@@ -65,7 +65,7 @@ class Network(Protocol):
         """Return the parameters of q(z|x)."""
 
     def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
-        """Map z [..., Z] and labels y [...] to [..., O]; the likelihood sets O and its meaning."""
+        """Map z [B, Z] and labels y [B] to [B, O]; the likelihood sets O and its meaning."""
 
 
 class MLP(nn.Module):

@@ -49,9 +49,11 @@ class VAE(nn.Module):
         return Posterior(mu.to(batch.x.dtype), log_var.to(batch.x.dtype))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Z [..., Z] → parameters of p(x|z), [..., O]."""
+        """Z [..., Z] and labels y [...] → parameters of p(x|z), [..., O]."""
         network = cast(Network, self.network)
-        return network.decode(z.to(self.dtype), y).to(z.dtype)
+        labels = None if y is None else y.reshape(-1)
+        outputs = network.decode(z.to(self.dtype).reshape(-1, self.z_dim), labels)
+        return outputs.view(*z.shape[:-1], -1).to(z.dtype)
 
     def mean(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """E[x|z], [..., D] in [0, 1]."""

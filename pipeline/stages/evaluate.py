@@ -5,7 +5,7 @@ that two runs can be compared image by image.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ import pyarrow
 import pyarrow.parquet
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline import paths
 from pipeline.data.datasets import Split, load_split, to_unit
@@ -24,9 +23,8 @@ from pipeline.evaluation import bounds, latent_code, probe
 from pipeline.evaluation.binarization import binarize, digest
 from pipeline.evaluation.bounds import Evidence, Proposal, summary
 from pipeline.evaluation.classifier import classify, load_classifier
-from pipeline.evaluation.gallery import draw_gallery
-from pipeline.evaluation.latent_walks import encode
-from pipeline.evaluation.plots import draw_bound
+from pipeline.evaluation.latent_walks import draw_walks
+from pipeline.evaluation.plots import draw_bound, draw_codes, draw_kl
 from pipeline.evaluation.reconstruction import Recons, choose
 from pipeline.evaluation.sample_quality import quality
 from pipeline.figures.grids import save_grid, save_pairs
@@ -51,7 +49,8 @@ def main() -> None:
 
     elbo = bounds.elbo(model, split)
     recons = choose(model, bounds.select(split, slice(10), device))
-    evidence = estimate_evidence(model, split, recons, params, cores)
+    proposal = Proposal(params.eval_samples, params.eval_proposal_scale)
+    evidence = bounds.evidence(model, split, recons, proposal, cores)
     per_image = {
         "neg_elbo": elbo.terms.neg_elbo,
         **elbo.terms._asdict(),
@@ -91,20 +90,6 @@ def main() -> None:
     print("evaluate: to compare it with other runs: python -m pipeline compare")
 
 
-def estimate_evidence(
-    model: VAE, split: Split, recons: Recons, params: Params, workers: Callable[[], int]
-) -> Evidence:
-    """Bounds of −log p(x) of every image, with a progress bar."""
-    proposal = Proposal(params.eval_samples, params.eval_proposal_scale)
-    chunks = bounds.evidence(model, split, recons, proposal, workers)
-    parts = []
-    with tqdm(total=len(split.images), unit="image", desc="-log p(x)", disable=None) as progress:
-        for chunk in chunks:
-            parts.append(chunk)
-            progress.update(len(chunk.ess))
-    return Evidence(*bounds.concatenate(parts))
-
-
 def describe_bounds(
     model: VAE, split: Split, recons: Recons, evidence: Evidence, num_samples: int
 ) -> dict[str, float]:
@@ -126,7 +111,9 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
     table = table.sort_values("kl", ascending=False, kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
     save_table(table, paths.KL_PER_DIMENSION)
-    draw_gallery(model, split, posterior.mu, table, paths.FIGURES)
+    draw_kl(table, paths.FIGURES / "kl_per_dimension.png")
+    draw_codes(posterior.mu, split.labels, paths.FIGURES / "posterior_means.png")
+    draw_walks(model, split, posterior.mu, table, paths.FIGURES)
     eps = bounds.evaluation_noise(*posterior.mu.shape)
     parts = latent_code.kl_split(posterior, eps[: latent_code.affordable_draws(*eps.shape)])
     return summary(parts) | {"active_units": int(active.sum())}
@@ -135,7 +122,7 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
 def predict_labels(model: VAE, split: Split, posterior: Posterior) -> dict[str, float]:
     """Accuracy of classifiers trained on the training images' μ at predicting the label."""
     train = load_split(paths.DATASET, "train")
-    codes = (encode(model, train).mu, train.labels, posterior.mu, split.labels)
+    codes = (bounds.encode(model, train).mu, train.labels, posterior.mu, split.labels)
     knn, linear = probe.knn_correct(*codes), probe.linear_correct(*codes)
     return summary({"knn_accuracy": knn, "probe_accuracy": linear})
 
@@ -153,10 +140,8 @@ def compare_samples(model: VAE, split: Split) -> dict[str, float]:
 
 
 def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, params: Params) -> None:
-    """Write one row per image, in the order of the test split; the metadata has the protocol."""
-    protocol = {
-        "eval_samples": params.eval_samples,
-        "eval_proposal_scale": params.eval_proposal_scale,
+    """Write one row per image, in the order of the test split; the metadata names the protocol."""
+    protocol = params.model_dump(include={"eval_samples", "eval_proposal_scale"}) | {
         "images": digest(split.images),
         "binarization": digest(binarize(split.images)),
         "likelihood": model.likelihood.name,

@@ -63,7 +63,7 @@ def main() -> None:
 
 def run_epochs(model: Classifier, split: Split) -> None:
     """Train with a progress bar, on the CPU whatever device trains the VAE."""
-    epochs = train_classifier(model, split)
+    epochs = train_classifier(model, split, EPOCHS)
     with tqdm(epochs, total=EPOCHS, unit="epoch", disable=None) as progress:
         for record in progress:
             loss, accuracy = record["loss"], record["accuracy"]

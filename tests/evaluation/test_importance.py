@@ -1,147 +1,165 @@
-"""−log p(x) where it is known: in closed form for linear-Gaussian models, by integration for a one-dimensional z."""
+"""−log p(x) in closed form for linear-Gaussian models, and by integration for one-dimensional z."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from helpers.models import small_vae
 from torch.distributions import MultivariateNormal
 
 from pipeline.evaluation import importance
 from pipeline.evaluation.importance import (
-    bernoulli_recon_of_draws,
     effective_sample_size,
     log_weights,
     neg_log_mean,
+    noise,
     prior_log_weights,
 )
-from pipeline.model.likelihood import bernoulli_recon
+from pipeline.evaluation.reconstruction import bernoulli
+from pipeline.model.network import Batch, Posterior
 from pipeline.model.vae import VAE
 from pipeline.runtime.randomness import generator
 
 SIGMA = 0.7
-X_DIM = 12
+D = 12
 
 
 class LinearGaussian:
-    """Probabilistic PCA, x = W z + σ ε, with the best q of independent dimensions (Tipping & Bishop 1999)."""
+    """Probabilistic PCA, x = W z + σ ε, with the best q of independent dimensions.
+
+    (Tipping & Bishop 1999.)
+    """
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
-        self.z_dim = weight.shape[1]
-        self.m = weight.T @ weight + SIGMA**2 * torch.eye(self.z_dim, dtype=weight.dtype)
+        self.m = weight.T @ weight + SIGMA**2 * torch.eye(weight.shape[1], dtype=weight.dtype)
 
-    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mu = torch.linalg.solve(self.m, self.weight.T @ x.T).T
-        return mu, (SIGMA**2 / self.m.diagonal()).log().expand_as(mu)
+    def encode(self, batch: Batch) -> Posterior:
+        mu = torch.linalg.solve(self.m, self.weight.T @ batch.x.T).T
+        return Posterior(mu, (SIGMA**2 / self.m.diagonal()).log().expand_as(mu))
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, z: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
         return z @ self.weight.T
 
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        covariance = self.weight @ self.weight.T + SIGMA**2 * torch.eye(X_DIM, dtype=x.dtype)
-        return MultivariateNormal(torch.zeros(X_DIM, dtype=x.dtype), covariance).log_prob(x)
+        covariance = self.weight @ self.weight.T + SIGMA**2 * torch.eye(D, dtype=x.dtype)
+        return MultivariateNormal(torch.zeros(D, dtype=x.dtype), covariance).log_prob(x)
 
 
-def gaussian_recon(mean: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def gaussian(mean: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     squares = ((x.unsqueeze(1) - mean) / SIGMA).square() + math.log(2 * math.pi * SIGMA**2)
     return 0.5 * squares.sum(dim=-1)
 
 
-def linear(orthogonal: bool, n: int = 400, z_dim: int = 3) -> tuple[LinearGaussian, torch.Tensor]:
-    """A model, whose posterior is q where the columns of W are orthogonal, and images that it has made."""
+def linear_gaussian(orthogonal: bool) -> tuple[LinearGaussian, Batch]:
+    """A model, whose posterior is q if the columns of W are orthogonal, and images from it."""
     draw = generator(0, "test")
-    weight = torch.randn(X_DIM, z_dim, generator=draw, dtype=torch.float64)
+    weight = torch.randn(D, 3, generator=draw, dtype=torch.float64)
     if orthogonal:
         weight = torch.linalg.qr(weight).Q * torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
     else:
-        weight = 0.8 * weight + 0.2 * weight[:, :1]  # columns that are alike: the posterior's dimensions depend
+        weight = 0.8 * weight + 0.2 * weight[:, :1]  # columns that correlate
     model = LinearGaussian(weight)
-    z = torch.randn(n, z_dim, generator=draw, dtype=torch.float64)
-    return model, model.decode(z) + SIGMA * torch.randn(n, X_DIM, generator=draw, dtype=torch.float64)
+    z = torch.randn(400, 3, generator=draw, dtype=torch.float64)
+    x = z @ weight.T + SIGMA * torch.randn(400, D, generator=draw, dtype=torch.float64)
+    return model, Batch(x)
 
 
-def bernoulli(z_dim: int, spread: float = 3.0) -> tuple[VAE, torch.Tensor]:
-    """A VAE in float64 that has learnt nothing but decodes to something, and pixels."""
-    model = VAE(x_dim=X_DIM, h_dim=16, z_dim=z_dim, h_layers=1, activation="tanh").double()
-    model.reset_parameters(generator(1, "test"))
+def bernoulli_vae(z_dim: int) -> tuple[VAE, Batch]:
+    """A float64 model of 3 × 4 pixels whose decoder reacts to z, and images."""
+    model = small_vae(z_dim=z_dim, h_dim=16, image_shape=(3, 4), activation="tanh").double()
     with torch.no_grad():
-        model.decoder[0].weight *= spread
-        model.decoder[2].weight *= spread
-    return model, torch.rand(50, X_DIM, generator=generator(2, "test"), dtype=torch.float64)
+        for layer in model.network.decoder[::2]:
+            layer.weight *= 3
+    x = torch.rand(50, D, generator=generator(2, "test"), dtype=torch.float64)
+    return model, Batch(x, torch.zeros(50, dtype=torch.int64))
+
+
+def draws(batch: Batch, num_samples: int, z_dim: int) -> torch.Tensor:
+    return noise(num_samples, z_dim, range(len(batch.x))).to(batch.x)
 
 
 def standard_error(values: torch.Tensor) -> float:
     return values.std().item() / math.sqrt(len(values))
 
 
-def test_with_the_exact_posterior_every_weight_is_the_likelihood():
-    model, x = linear(orthogonal=True)
-    log_w = log_weights(model, x, 5, recon=gaussian_recon)
-    torch.testing.assert_close(log_w, model.log_prob(x).unsqueeze(1).expand(-1, 5), rtol=0, atol=1e-10)
-    torch.testing.assert_close(
-        effective_sample_size(log_w), torch.full((len(x),), 5.0, dtype=torch.float64), rtol=0, atol=1e-9
-    )
+def test_with_the_exact_posterior_every_weight_is_p_of_x():
+    model, batch = linear_gaussian(orthogonal=True)
+    log_w = log_weights(model, batch, draws(batch, 5, 3), gaussian)
+    expected = model.log_prob(batch.x).unsqueeze(1).expand(-1, 5)
+    torch.testing.assert_close(log_w, expected, rtol=0, atol=1e-10)
+    assert effective_sample_size(log_w).tolist() == pytest.approx([5.0] * 400, abs=1e-9)
 
 
 def test_with_the_best_mean_field_q_the_gap_is_the_known_one_and_closes_with_k():
-    model, x = linear(orthogonal=False)
-    exact = -model.log_prob(x)
-    log_w = log_weights(model, x, 4096, recon=gaussian_recon)
-    gaps = {k: neg_log_mean(log_w, k) - exact for k in (1, 4, 16, 64, 256, 1024, 4096)}
+    model, batch = linear_gaussian(orthogonal=False)
+    exact = -model.log_prob(batch.x)
+    log_w = log_weights(model, batch, draws(batch, 4096, 3), gaussian)
+    gaps = [neg_log_mean(log_w, 4**power) - exact for power in range(7)]
     gap = 0.5 * (model.m.diagonal().log().sum() - model.m.logdet()).item()
-    assert gap > 0.1, "something to close"
-    assert gaps[1].mean().item() == pytest.approx(gap, abs=3 * standard_error(gaps[1]))
-    for few, many in zip(list(gaps.values())[:-1], list(gaps.values())[1:], strict=True):
+    assert gap > 0.1
+    assert gaps[0].mean().item() == pytest.approx(gap, abs=3 * standard_error(gaps[0]))
+    for few, many in pairwise(gaps):
         assert (many - few).mean().item() <= 3 * standard_error(many - few)
-    assert gaps[4096].mean().item() == pytest.approx(0, abs=3 * standard_error(gaps[4096]))
+    assert gaps[-1].mean().item() == pytest.approx(0, abs=3 * standard_error(gaps[-1]))
 
 
-@pytest.mark.parametrize("scale", [1.0, 1.4])
-def test_a_one_dimensional_z_against_integration(scale):
-    model, x = bernoulli(z_dim=1)
+@pytest.mark.parametrize("proposal", [1.0, 1.4, "prior"])
+def test_a_one_dimensional_z_agrees_with_integration(proposal):
+    model, batch = bernoulli_vae(1)
     z = torch.linspace(-12, 12, 40_001, dtype=torch.float64).unsqueeze(1)
+    log_prior = -0.5 * (z.squeeze(1).square() + math.log(2 * math.pi))
     with torch.no_grad():
-        log_joint = -torch.stack([bernoulli_recon(model.decode(z), image.expand(len(z), -1)) for image in x])
-    log_joint -= 0.5 * (z.squeeze(1).square() + math.log(2 * math.pi))
+        log_joint = log_prior - bernoulli(model.decode(z).unsqueeze(0), batch.x)
     exact = -(log_joint.logsumexp(dim=1) + math.log(24 / 40_000))
-    log_w = log_weights(model, x, 20_000, scale=scale)
-    found = neg_log_mean(log_w)
-    # Of one image: the delta method's error of the logarithm of a mean.
+    if proposal == "prior":
+        log_w = prior_log_weights(model, batch, 20_000, bernoulli)
+    else:
+        log_w = log_weights(model, batch, draws(batch, 20_000, 1), bernoulli, proposal)
+    # The delta method's error of the logarithm of a mean.
     errors = (1 / effective_sample_size(log_w) - 1 / 20_000).clamp(min=0).sqrt()
-    assert ((found - exact).abs() <= 4 * errors + 1e-6).all()
-    prior = prior_log_weights(model, x, 20_000)
-    errors = (1 / effective_sample_size(prior) - 1 / 20_000).clamp(min=0).sqrt()
-    assert ((neg_log_mean(prior) - exact).abs() <= 4 * errors + 1e-6).all()
+    assert ((neg_log_mean(log_w, 20_000) - exact).abs() <= 4 * errors + 1e-6).all()
 
 
-def test_an_image_has_the_same_weights_in_any_chunk_and_company(monkeypatch):
-    model, x = bernoulli(z_dim=3)
-    whole = log_weights(model, x, 40, scale=1.4)
-    torch.testing.assert_close(log_weights(model, x[:7], 40, scale=1.4), whole[:7], rtol=0, atol=1e-12)
-    prior = prior_log_weights(model, x, 40)
-    for rows in (1, 7, 40, 97):
-        monkeypatch.setitem(importance.ROWS, "cpu", rows)
-        torch.testing.assert_close(log_weights(model, x, 40, scale=1.4), whole, rtol=0, atol=1e-12)
-        torch.testing.assert_close(prior_log_weights(model, x, 40), prior, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("rows", [1, 7, 40, 97])
+def test_weights_do_not_depend_on_chunks_or_other_images(monkeypatch, rows):
+    model, batch = bernoulli_vae(3)
+    eps = draws(batch, 40, 3)
+    whole, prior = (
+        log_weights(model, batch, eps, bernoulli, 1.4),
+        prior_log_weights(model, batch, 40, bernoulli),
+    )
+    monkeypatch.setitem(importance.ROWS, "cpu", rows)
+    monkeypatch.setattr(importance, "PRIOR_ROWS", rows)
+    monkeypatch.setattr(importance, "PRIOR_IMAGES", rows)
+    few = Batch(batch.x[:7], batch.y[:7])
+    for part, expected in (
+        (log_weights(model, batch, eps, bernoulli, 1.4), whole),
+        (log_weights(model, few, eps[:7], bernoulli, 1.4), whole[:7]),
+        (prior_log_weights(model, batch, 40, bernoulli), prior),
+    ):
+        torch.testing.assert_close(part, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("width", [1, 5, 12, 196, 784])
-def test_recon_of_draws_is_the_cross_entropy(width):
-    draw = generator(3, "test")
-    logits = 20 * torch.randn(4, 6, width, generator=draw, dtype=torch.float64)
-    x = torch.rand(4, width, generator=draw, dtype=torch.float64)
-    expected = bernoulli_recon(logits, x.unsqueeze(1).expand_as(logits))
-    torch.testing.assert_close(bernoulli_recon_of_draws(logits, x), expected, rtol=1e-12, atol=1e-10)
-    in_single = bernoulli_recon_of_draws(logits.float(), x.float())
-    torch.testing.assert_close(in_single.double(), expected, rtol=2e-6, atol=1e-4)
+def test_each_image_has_its_own_noise():
+    torch.testing.assert_close(noise(5, 3, range(4))[2:], noise(5, 3, range(2, 4)), rtol=0, atol=0)
+    assert not torch.equal(*noise(5, 3, range(2)))
 
 
-def test_extreme_logits_stay_finite():
-    logits = torch.tensor([-1000.0, 1000.0]).repeat(392).expand(1, 3, -1)
-    x = torch.tensor([0.0, 1.0]).repeat(392).unsqueeze(0)
-    assert bernoulli_recon_of_draws(logits, x).tolist() == [[0.0] * 3]
-    assert bernoulli_recon_of_draws(logits, 1 - x).tolist() == [[784_000.0] * 3]
-    assert torch.isfinite(neg_log_mean(torch.tensor([[-784_000.0, 0.0]]))).all()
+def test_labels_reach_the_decoder():
+    model, batch = bernoulli_vae(3)
+    batch = batch._replace(y=torch.arange(50))
+    model.network.decode = lambda z, y: y.unsqueeze(-1).expand(*z.shape[:-1], D).double()
+    expected = -bernoulli(batch.y.view(-1, 1, 1).expand(-1, 1, D).double(), batch.x)
+    eps = torch.zeros(50, 1, 3, dtype=torch.float64)
+    mu, log_var = model.encode(batch)
+    with torch.no_grad():
+        log_ratio = 0.5 * (log_var - mu.square()).sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(log_weights(model, batch, eps, bernoulli) - log_ratio, expected)
+    third = Batch(batch.x[3:4], batch.y[3:4])
+    prior = prior_log_weights(model, third, 1, bernoulli)
+    torch.testing.assert_close(prior, expected[3:4])
 
 
 def test_the_effective_sample_size_counts_equal_weights():
@@ -149,20 +167,8 @@ def test_the_effective_sample_size_counts_equal_weights():
     assert effective_sample_size(log_w).tolist() == pytest.approx([8, 1, 2])
 
 
-def test_groups_of_fewer_weights_leave_none_that_is_whole_out():
+def test_the_bound_of_k_weights_is_the_mean_over_all_groups_of_k():
     log_w = torch.arange(7.0).log().unsqueeze(0)
     assert neg_log_mean(log_w, 3).item() == pytest.approx(-(math.log(1) + math.log(4)) / 2)
-    assert neg_log_mean(log_w).item() == pytest.approx(-math.log(3))
-
-
-@pytest.mark.parametrize(("num_samples", "scale"), [(0, 1.0), (5, 0.0), (5, float("nan"))])
-def test_nothing_to_draw_is_refused(num_samples, scale):
-    model, x = bernoulli(z_dim=1)
-    with pytest.raises(ValueError, match="at least one draw"):
-        log_weights(model, x, num_samples, scale=scale)
-
-
-@pytest.mark.parametrize("k", [0, 6])
-def test_a_bound_from_more_weights_than_there_are_is_refused(k):
-    with pytest.raises(ValueError, match="all of the 5 weights"):
-        neg_log_mean(torch.zeros(2, 5), k)
+    assert neg_log_mean(log_w, 7).item() == pytest.approx(-math.log(3))
+    assert torch.isfinite(neg_log_mean(torch.tensor([[-784_000.0, 0.0]]), 2)).all()

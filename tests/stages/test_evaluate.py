@@ -1,2 +1,118 @@
-def test_x(finished):
-    pass
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+import pytest
+import torch
+from conftest import set_params
+
+from pipeline import paths
+from pipeline.data.datasets import load_split
+from pipeline.errors import UserError
+from pipeline.evaluation import bounds
+from pipeline.evaluation.binarization import binarize, digest
+from pipeline.evaluation.classifier import classify, load_classifier
+from pipeline.model.vae import load_vae
+from pipeline.runtime import cores
+from pipeline.stages import evaluate
+
+IN_NATS = ["neg_elbo", "recon", "kl", "nll", "nll_binarized"]
+
+
+def read_metrics() -> dict[str, float]:
+    return json.loads(paths.EVALUATION.read_text())["test"]
+
+
+def read_table(path) -> pd.DataFrame:
+    return pd.read_csv(path)
+
+
+def test_metrics_json_has_the_headline_metrics(finished):
+    metrics = read_metrics()
+    headline = {name: metrics[name] for name in evaluate.HEADLINE}
+    assert json.loads(paths.METRICS.read_text()) == {"test": headline}
+
+
+def test_evaluation_json_has_the_means_of_per_image_values_with_standard_errors(finished):
+    metrics, table = read_metrics(), pyarrow.parquet.read_table(paths.PER_IMAGE)
+    assert table.column_names == IN_NATS and table.num_rows == metrics["num_images"] == 200
+    split, model = load_split(paths.DATASET, "test"), load_vae(paths.MODEL)
+    assert json.loads(table.schema.metadata[b"protocol"]) == {
+        "images": digest(split.images),
+        "binarization": digest(binarize(split.images)),
+        "eval_samples": 20,
+        "eval_proposal_scale": 1.4,
+        "likelihood": "bernoulli",
+    }
+    assert table["recon"].to_pylist() == bounds.elbo(model, split).terms.recon.tolist()
+    for column in IN_NATS:
+        values = table[column].to_numpy().astype("float64")
+        error = values.std(ddof=1) / math.sqrt(200)
+        assert metrics[column] == pytest.approx(values.mean(), rel=1e-12)
+        assert metrics[f"{column}_se"] == pytest.approx(error, rel=1e-12)
+
+
+def test_metrics_and_tables_agree(finished):
+    metrics = read_metrics()
+    assert metrics["neg_elbo"] == pytest.approx(metrics["recon"] + metrics["kl"], rel=1e-6)
+    gap = metrics["neg_elbo"] - metrics["nll"]
+    assert metrics["jensen_gap"] == pytest.approx(gap, rel=1e-6)
+    parts = ("mutual_information", "total_correlation", "dimension_wise_kl")
+    assert sum(metrics[part] for part in parts) == pytest.approx(metrics["kl"], abs=1.0)
+    bound = read_table(paths.BOUND)
+    assert bound.k.tolist() == [1, 10, 20]
+    for name, metric in (("widened", "nll"), ("plain", "neg_iwae"), ("prior", "nll_prior")):
+        assert bound[name].iloc[-1] == metrics[metric]
+        assert bound[f"{name}_se"].iloc[-1] == metrics[f"{metric}_se"]
+    kl = read_table(paths.KL_PER_DIMENSION)
+    assert kl["rank"].tolist() == [1, 2, 3, 4] and sorted(kl.dimension) == [0, 1, 2, 3]
+    assert kl.kl.is_monotonic_decreasing and kl.active.sum() == metrics["active_units"]
+    assert kl.kl.sum() == pytest.approx(metrics["kl"], rel=1e-5)
+
+
+def test_classes_of_samples_and_images_are_shares(finished):
+    table = read_table(paths.CLASSES)
+    images = load_split(paths.DATASET, "test").images
+    predicted = classify(load_classifier(paths.CLASSIFIER), images).classes
+    assert table.label.tolist() == list(range(10))
+    assert table.test.tolist() == (np.bincount(predicted, minlength=10) / 200).tolist()
+    assert table.samples.sum() == pytest.approx(1)
+
+
+def test_equal_inputs_give_equal_bytes_with_any_share_of_the_cores(
+    finished, monkeypatch, set_threads
+):
+    before = {path: path.read_bytes() for path in finished.glob("reports/**/*.*")}
+    torch.manual_seed(5)
+    monkeypatch.setattr(cores, "available_cores", lambda: 3)
+    set_threads(3)
+    evaluate.main()
+    assert [path.name for path in before if path.read_bytes() != before[path]] == []
+
+
+def test_without_widening_nll_is_the_plain_bound(finished, capsys):
+    set_params(finished, {"eval_proposal_scale": 1, "eval_samples": 1})
+    evaluate.main()
+    metrics = read_metrics()
+    assert metrics["nll"] == metrics["neg_iwae"] and metrics["ess"] == 1
+    assert read_table(paths.BOUND).k.tolist() == [1]
+    output = capsys.readouterr().out
+    assert output.isascii() and "+/-" in output and "python -m pipeline compare" in output
+
+
+@pytest.mark.parametrize("path", [paths.MODEL, paths.CLASSIFIER, paths.DATASET])
+def test_a_missing_input_is_named(finished, path):
+    path.unlink()
+    with pytest.raises(UserError) as error:
+        evaluate.main()
+    assert error.value.subject == str(path)
+
+
+def test_a_report_that_cannot_be_written_is_a_user_error(finished):
+    paths.BOUND.unlink()
+    paths.BOUND.mkdir()
+    with pytest.raises(UserError) as error:
+        evaluate.main()
+    assert error.value.subject == "reports"

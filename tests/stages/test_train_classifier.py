@@ -1,86 +1,63 @@
-import hashlib
 import json
 import math
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
-from conftest import committed, set_params, subset
+import torch
+from conftest import set_params
 
-from pipeline import judge
-from pipeline.errors import InputError
-from pipeline.evaluation import classifier
-from pipeline.data.mnist import load_images, load_labels
+from pipeline.data.datasets import Split, load_split, save_dataset
+from pipeline.errors import UserError
+from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.sample_quality import quality
-
-FIGURES = ["fd_judge", "precision", "recall", "density", "coverage"]
-
-
-def test_the_committed_judge_is_worth_trusting():
-    """99.2 % of all 10,000 test images, and the floor that goes with it."""
-    report = json.loads(committed("reports/judge.json"))
-    assert report["judge"]["num_images"] == report["floor"]["num_images"] == 10_000
-    assert report["judge"]["accuracy"] - 2 * report["judge"]["accuracy_se"] >= 0.992
-    assert 0 < report["floor"]["fd_judge"] < 1
-    assert all(0.9 < report["floor"][name] < 1 for name in ("precision", "recall", "density", "coverage"))
+from pipeline.paths import CLASSIFIER, CLASSIFIER_REPORT, DATASET
+from pipeline.runtime.files import sha256_file
+from pipeline.stages import train_classifier
 
 
-def test_it_writes_a_judge_and_what_it_is_worth(workplace, capsys):
-    judge.main()
-    report = json.loads(Path("reports/judge.json").read_text())
-    model = classifier.load_classifier(judge.JUDGE)
-    test = classifier.judge(model, load_images(judge.RAW, "test"))
-    accuracy = (test.classes == load_labels(judge.RAW, "test")).double().mean().item()
-    assert report["judge"] == {
-        "accuracy": pytest.approx(accuracy),
-        "accuracy_se": pytest.approx(math.sqrt(accuracy * (1 - accuracy) / 200)),
+def write_dataset(train: Split, test: Split) -> None:
+    splits = {"train": train, "test": test}
+    pairs = {name: (s.images.view(-1, *s.image_shape), s.labels) for name, s in splits.items()}
+    save_dataset(DATASET, "mnist", pairs)
+
+
+def first(split: Split, n: int) -> Split:
+    return replace(split, images=split.images[:n], labels=split.labels[:n])
+
+
+def test_the_report_has_the_accuracy_and_the_floor(finished):
+    report = json.loads(CLASSIFIER_REPORT.read_text())
+    model, test = load_classifier(CLASSIFIER), load_split(DATASET, "test")
+    real = classify(model, test.images)
+    accuracy = (real.classes == test.labels).double().mean().item()
+    assert report["classifier"] == {
+        "test_accuracy": pytest.approx(accuracy),
+        "test_accuracy_se": pytest.approx(math.sqrt(accuracy * (1 - accuracy) / 200)),
         "num_images": 200,
-        "sha256": hashlib.sha256(judge.JUDGE.read_bytes()).hexdigest(),
+        "sha256": sha256_file(CLASSIFIER),
     }
-    real = classifier.judge(model, load_images(judge.RAW, "train")[:200])
-    assert report["floor"] == quality(test.features, real.features) | {"num_images": 200}
-    assert list(report["floor"]) == [*FIGURES, "num_images"]
-    assert "judge: 600 images of mnist" in capsys.readouterr().out
+    train = classify(model, load_split(DATASET, "train").images[:200])
+    assert report["floor"] == quality(real.features, train.features) | {"num_images": 200}
 
 
-def test_the_training_never_sees_the_test_split_and_gives_the_same_bytes_again(workplace):
-    judge.main()
-    before, report = judge.JUDGE.read_bytes(), judge.REPORT.read_bytes()
-    judge.main()
-    assert (judge.JUDGE.read_bytes(), judge.REPORT.read_bytes()) == (before, report)
-    for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
-        path = judge.RAW / name
-        content = path.read_bytes()
-        path.write_bytes(content[:16] + bytes(len(content) - 16))
-    judge.main()
-    assert judge.JUDGE.read_bytes() == before
+def test_the_bytes_depend_on_the_training_split_alone(finished, small_train, small_test):
+    before = CLASSIFIER.read_bytes()
+    set_params(finished, {"device": "cuda:7", "seed": 3})
+    write_dataset(small_train, replace(small_test, images=torch.zeros_like(small_test.images)))
+    train_classifier.main()
+    assert CLASSIFIER.read_bytes() == before
 
 
 @pytest.mark.parametrize(("train", "test"), [(6, 6), (200, 6), (6, 200)])
-def test_the_fewest_images_there_can_be(workplace, mnist, train, test):
-    subset(mnist, judge.RAW, train, test)
-    judge.main()
-    floor = json.loads(judge.REPORT.read_text())["floor"]
-    assert floor["num_images"] == 6 and all(math.isfinite(floor[name]) for name in FIGURES)
+def test_six_images_are_enough(workplace, small_train, small_test, train, test):
+    write_dataset(first(small_train, train), first(small_test, test))
+    train_classifier.main()
+    floor = json.loads(CLASSIFIER_REPORT.read_text())["floor"]
+    assert floor["num_images"] == 6 and all(map(math.isfinite, floor.values()))
 
 
-def test_too_few_images_to_compare_are_refused_in_one_line(workplace, mnist):
-    subset(mnist, judge.RAW, 600, 5)
-    with pytest.raises(InputError, match=r"^data/raw/t10k-images-idx3-ubyte: must hold more than 5 images"):
-        judge.main()
-
-
-def test_images_without_a_label_each_are_refused_in_one_line(workplace):
-    path = judge.RAW / "train-labels-idx1-ubyte"
-    path.write_bytes(path.read_bytes()[:4] + (500).to_bytes(4, "big") + path.read_bytes()[8 : 8 + 500])
-    with pytest.raises(
-        InputError, match=r"^data/raw/train-labels-idx1-ubyte: must hold a label for each of 600 images"
-    ):
-        judge.main()
-
-
-def test_the_device_of_the_vae_is_not_asked(workplace):
-    judge.main()
-    before = judge.JUDGE.read_bytes()
-    set_params(workplace, {"device": "cuda:7"})
-    judge.main()
-    assert judge.JUDGE.read_bytes() == before
+def test_too_few_images_are_refused(workplace, small_train, small_test):
+    write_dataset(small_train, first(small_test, 5))
+    with pytest.raises(UserError) as error:
+        train_classifier.main()
+    assert error.value.subject == "mnist"
