@@ -1,4 +1,4 @@
-"""Locks between processes, held until the process ends, however it ends.
+"""Locks between processes, held until they are given back or the process ends, however it ends.
 
 On a disk without locks every lock is free: nothing is shared, and nothing fails.
 """
@@ -24,6 +24,12 @@ def try_lock(path: Path) -> bool:
         return True
     _held[path] = lock
     return True
+
+
+def unlock(path: Path) -> None:
+    """Give the lock back before the process ends."""
+    if lock := _held.pop(path, None):
+        lock.release()
 
 
 def is_locked(path: Path) -> bool:

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.runtime.files import atomic_write, checkpoint_path
-from pipeline.runtime.locks import try_lock
+from pipeline.runtime.locks import try_lock, unlock
 
 MAX_SHARE = 0.02  # of the time of a training
 FILE = "file:"
@@ -41,7 +41,7 @@ class Checkpoint:
 
 
 class CheckpointFile:
-    """The file for one fingerprint. It belongs to this process, until that ends.
+    """The file for one fingerprint. It belongs to this process until `remove`.
 
     Nothing here stops a training: a file that is corrupt, cannot be written or belongs to another
     process is reported in one line.
@@ -52,7 +52,8 @@ class CheckpointFile:
         self.report = report
         self.path = checkpoint_path(fingerprint)
         self._next = 0.0
-        self._ours = try_lock(self.path.with_suffix(".lock"))
+        self._lock = self.path.with_suffix(".lock")
+        self._ours = try_lock(self._lock)
         if not self._ours:
             report("another process runs the same training; this one writes no checkpoint")
 
@@ -91,6 +92,7 @@ class CheckpointFile:
         """Delete the file: the training has ended, or would diverge again."""
         if self._ours:
             self.path.unlink(missing_ok=True)
+            unlock(self._lock)
 
 
 def _pack(checkpoint: Checkpoint, fingerprint: str) -> bytes:

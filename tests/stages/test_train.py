@@ -1,49 +1,79 @@
-import csv
 import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import psutil
 import pytest
-from conftest import set_params
+from conftest import ROOT, set_params
+from helpers.repo import hears_ctrl_c
 from PIL import Image
 
-from pipeline import train
-from pipeline.errors import InputError
-from pipeline.model.vae import load_model
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.runtime.files import checkpoint_path, sha256_file
+from pipeline.runtime.pending_run import pending_runs
+from pipeline.runtime.tensor_file import read_header
+from pipeline.stages import train
+from pipeline.training import checkpoint
+from pipeline.training.fit import COLUMNS
 
-OUTPUTS = ("data/model", "reports")
+
+@pytest.fixture(autouse=True)
+def no_follower(monkeypatch):
+    """Of the trainings in this process; those in processes of their own have one."""
+    monkeypatch.setattr("pipeline.runtime.pending_run.PATIENCE", 0.01)
 
 
 def outputs() -> dict[str, str]:
-    paths = [path for folder in OUTPUTS for path in Path(folder).rglob("*") if path.is_file()]
-    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+    found = [paths.MODEL, *Path("reports").rglob("*")]
+    return {
+        path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(found)
+        if path.is_file()
+    }
+
+
+def checkpoints() -> list[Path]:
+    return list(checkpoint_path("").parent.glob("*.checkpoint"))
 
 
 def test_it_writes_what_it_declares(workplace):
     train.main()
     samples = [
-        f"reports/samples/{kind}-epoch-{n:04d}.png" for kind in ("generated", "reconstructed") for n in (0, 2, 3)
+        f"reports/samples/{kind}-epoch-{epoch:04d}.png"
+        for kind in ("generated", "reconstructed")
+        for epoch in (0, 2, 3)
     ]
-    assert list(outputs()) == ["data/model/vae.safetensors", "reports/history.csv", *samples]
+    assert list(outputs()) == ["data/vae.safetensors", "reports/history.csv", *samples]
+    history = pd.read_csv(paths.HISTORY)
+    assert [*history] == list(COLUMNS) and [*history["epoch"]] == [1, 2, 3]
+    assert history["val/neg_elbo"].iloc[2] < history["val/neg_elbo"].iloc[0]
+    text = paths.HISTORY.read_text().split()[1].split(",")[1:]
+    assert [repr(float(value)) for value in text] == text, "floats read back equal"
+    assert not checkpoints()
 
-    with Path("reports/history.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert float(rows[2]["val/neg_elbo"]) < float(rows[0]["val/neg_elbo"])
-    assert all(repr(float(value)) == value for row in rows for name, value in row.items() if name != "epoch")
 
-    _, header = load_model(Path("data/model/vae.safetensors"))
-    assert header["architecture"] == {"x_dim": 784, "h_dim": 32, "z_dim": 4, "h_layers": 1, "activation": "relu"}
-    provenance = header["provenance"]
-    assert provenance["params"] == {
-        "dataset": "mnist", "val_size": 100, "num_epochs": 3, "batch_size": 128, "learning_rate": 0.001, "seed": 0,
-        "activation": "relu", "h_dim": 32, "h_layers": 1, "z_dim": 4, "sample_every": 2, "precision": "float32",
+def test_the_model_file_and_the_pending_run_state_where_the_model_comes_from(workplace):
+    train.main()
+    header = read_header(paths.MODEL)
+    assert header["architecture"] == {
+        "network": "mlp", "likelihood": "bernoulli", "image_shape": [28, 28], "z_dim": 4,
+        "h_dim": 32, "h_layers": 1, "activation": "relu",
     }  # fmt: skip
-    assert provenance["device"] == "cpu" and provenance["versions"]["torch"] == version("torch")
-    assert {split: said["num_images"] for split, said in provenance["splits"].items()} == {
-        "training": 500, "validation": 100,
-    }  # fmt: skip
+    origin = header["provenance"]
+    assert origin["device"] == "cpu" and origin["versions"]["torch"] == version("torch")
+    sizes = {name: split["num_images"] for name, split in origin["splits"].items()}
+    assert sizes == {"training": 500, "validation": 100}
+    (pending,) = pending_runs()
+    assert pending.model_sha256 == sha256_file(paths.MODEL) and pending.provenance == origin
 
 
 def test_the_same_inputs_give_the_same_bytes(workplace):
@@ -53,65 +83,177 @@ def test_the_same_inputs_give_the_same_bytes(workplace):
     assert outputs() == first
 
 
-def test_no_picture_of_an_earlier_training_is_left(workplace):
-    """DVC removes the outputs of the one before; whoever runs the stage by hand may not."""
+def test_pictures_of_an_earlier_training_are_removed(workplace):
+    """DVC removes outputs before a stage; without DVC the stage does."""
     train.main()
     set_params(workplace, {"num_epochs": 1})
     train.main()
-    assert {path.stem[-4:] for path in Path("reports/samples").iterdir()} == {"0000", "0001"}
+    assert {path.stem[-4:] for path in paths.SAMPLES.iterdir()} == {"0000", "0001"}
 
 
 def test_every_run_shows_the_same_images(workplace):
-    """Whatever is held out: the left halves of the reconstruction pairs are the same pixels."""
+    """The left halves of the reconstruction pairs, whatever is held out."""
     pictures = []
     for val_size in (0, 100):
         set_params(workplace, {"val_size": val_size, "num_epochs": 1})
         train.main()
-        pictures.append(np.asarray(Image.open("reports/samples/reconstructed-epoch-0001.png")))
+        pictures.append(np.asarray(Image.open(paths.SAMPLES / "reconstructed-epoch-0001.png")))
     left = np.arange(pictures[0].shape[1]) % 57 < 29
-    assert (pictures[0][:, left] == pictures[1][:, left]).all() and pictures[0][:, left].max() == 255
+    assert (pictures[0][:, left] == pictures[1][:, left]).all() and pictures[0].max() == 255
 
 
-def test_without_validation_the_history_has_the_same_columns(workplace):
-    """Empty ones: DVC's plots draw no curve that lacks a column, and take an empty cell for 0."""
+def test_without_validation_the_history_has_nan_in_the_same_columns(workplace):
+    """DVC's plots draw no curve without its column, and read an empty cell as 0."""
     set_params(workplace, {"val_size": 0, "num_epochs": 1})
     train.main()
-    row = next(csv.DictReader(Path("reports/history.csv").read_text().splitlines()))
-    assert [name for name, value in row.items() if value == "nan"] == ["val/recon", "val/kl", "val/neg_elbo"]
-
-
-def test_the_test_split_is_not_touched(workplace):
-    for path in Path("data/raw").glob("t10k-*"):
-        path.unlink()
-    train.main()
+    line = dict(zip(COLUMNS, paths.HISTORY.read_text().split()[1].split(","), strict=True))
+    empty = [name for name, value in line.items() if value == "nan"]
+    assert empty == [name for name in COLUMNS if name.startswith("val/")]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "key"),
+    [({"val_size": 600}, "val_size"), ({"device": "cuda:99"}, "device"), ({"z_dim": 0}, "z_dim")],
+)
+def test_an_invalid_value_is_refused_before_anything_is_written(workplace, changes, key):
+    set_params(workplace, changes)
+    with pytest.raises(UserError) as error:
+        train.main()
+    assert error.value.subject == f"params.yaml: {key}"
+    assert not paths.MODEL.exists() and not Path("reports").exists()
+
+
+def test_divergence_is_one_message_and_leaves_no_model(workplace):
+    set_params(workplace, {"learning_rate": 1, "num_epochs": 200, "batch_size": 5})
+    with pytest.raises(UserError) as error:
+        train.main()
+    assert error.value.subject == "params.yaml: learning_rate" and "batch_size" in str(error.value)
+    assert not paths.MODEL.exists() and not checkpoints()
+    assert "nan" not in paths.HISTORY.read_text(), "no line for the epoch that failed"
+
+
+@pytest.mark.parametrize("target", ["reports", "reports/history.csv", "data/vae.safetensors"])
+def test_an_output_that_cannot_be_written_is_one_message(workplace, target):
+    if target == "reports":
+        Path(target).write_text("a file in place of the folder")
+    else:
+        Path(target).mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        train.main()
+    assert error.value.subject in target or error.value.subject.startswith("reports")
+
+
+class Fault(BaseException):
+    """The process ends here, as far as files can show it."""
+
+
+def run_with_fault(monkeypatch, owner, name, calls):
+    """Run the stage; the call of `name` after `calls` of them ends it."""
+    function = getattr(owner, name)
+    remaining = calls
+
+    def faulty(*arguments, **keywords):
+        nonlocal remaining
+        if remaining == 0:
+            raise Fault
+        remaining -= 1
+        return function(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, faulty)
+        with pytest.raises(Fault):
+            train.main()
+
+
+FAULTS = {
+    "before the first checkpoint": (train, "append", 0, False),
+    "between pictures and the line of their epoch": (train, "append", 3, True),
+    "while a checkpoint is written": (checkpoint, "_pack", 2, True),
+    "before a checkpoint replaces the last one": (Path, "replace", 3, True),
+    "before the model is written": (train, "save_vae", 0, True),
+    "after the model is written": (train, "sha256_file", 0, True),
+}
+
+
+@pytest.mark.parametrize(("owner", "name", "calls", "resumed"), FAULTS.values(), ids=FAULTS)
+def test_an_interrupted_training_ends_in_the_same_bytes(
+    workplace, monkeypatch, capsys, owner, name, calls, resumed
+):
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", 1e9)
+    set_params(workplace, {"num_epochs": 6})
+    train.main()
+    reference = outputs()
+    paths.MODEL.unlink()
+    run_with_fault(monkeypatch, owner, name, calls)
+    shutil.rmtree("reports")  # as DVC does before it runs a stage
+    capsys.readouterr()
+    train.main()
+    assert ("resuming" in capsys.readouterr().err) is resumed
+    assert outputs() == reference and not checkpoints()
+
+
+def test_another_configuration_does_not_resume(workplace, monkeypatch, capsys):
+    run_with_fault(monkeypatch, train, "append", 2)
+    set_params(workplace, {"seed": 1})
+    train.main()
+    assert "resuming" not in capsys.readouterr().err and len(checkpoints()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kill", "status", "epochs"),
     [
-        ({"val_size": 600}, r"^params.yaml: val_size: must be less than the 600 images \(got 600\)$"),
-        ({"device": "cuda:99"}, r"^params.yaml: device: cuda:99 is not on this machine.*device: auto"),
-        ({"z_dim": 0}, r"^params.yaml: z_dim: must be at least 1 \(got 0\)$"),
+        (signal.SIGKILL, -9, (3, 15)),
+        pytest.param(signal.SIGTERM, 143, (6,), marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, (6,), marks=pytest.mark.slow),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(workplace, changes, said):
-    set_params(workplace, changes)
-    with pytest.raises(InputError, match=said):
-        train.main()
-    assert outputs() == {}
+def test_a_killed_process_resumes_and_ends_in_the_same_bytes(workplace, kill, status, epochs):
+    set_params(workplace, {"num_epochs": 40, "sample_every": 7, "h_dim": 512})
+    train.main()
+    reference = outputs()
+    for epoch in epochs:
+        shutil.rmtree("reports")
+        process = start(sys.executable, "-m", "pipeline.stages.train")
+        wait_for_epoch(process, epoch)
+        process.send_signal(kill)
+        output, _ = process.communicate()
+        assert process.returncode == status and "Traceback" not in output
+    shutil.rmtree("reports")
+    output, _ = start(sys.executable, "-m", "pipeline.stages.train").communicate()
+    assert "resuming after epoch" in output
+    assert outputs() == reference and not checkpoints()
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_and_leaves_no_model(workplace):
-    set_params(workplace, {"learning_rate": 1, "num_epochs": 200, "batch_size": 5})
-    with pytest.raises(InputError, match=r"in epoch \d+, step \d+: look at learning_rate .*\(it is 1\.0"):
-        train.main()
-    assert not Path("data/model/vae.safetensors").exists()
-    assert "nan" not in Path("reports/history.csv").read_text(), "no epoch that was none"
-    assert not list(Path(".dvc/tmp/checkpoints").glob("*.checkpoint")), "from there it would diverge again"
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+@pytest.mark.parametrize("delay", [0.05, 0.3, 4.0])
+def test_a_stage_dies_with_the_dvc_that_started_it(workplace, delay):
+    set_params(workplace, {"num_epochs": 100_000})
+    code = """if True:
+        import subprocess, sys, time
+        stage = subprocess.Popen([sys.executable, "-m", "pipeline.stages.train"])
+        print(stage.pid, flush=True)
+        time.sleep(60)
+    """
+    parent = start(sys.executable, "-c", code, DVC_STAGE="train")
+    stage = psutil.Process(int(parent.stdout.readline()))
+    time.sleep(delay)
+    parent.kill()
+    parent.wait()
+    gone, _ = psutil.wait_procs([stage], timeout=10)
+    assert gone
+    parent.stdout.close()
 
 
-def test_corrupt_data_is_one_line(workplace):
-    path = Path("data/raw/train-images-idx3-ubyte")
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match="train-images-idx3-ubyte: its header declares 470400 bytes"):
-        train.main()
+def start(*command: str, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, preexec_fn=hears_ctrl_c,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for_epoch(process: subprocess.Popen, epoch: int) -> None:
+    end = time.monotonic() + 300
+    while not paths.HISTORY.exists() or paths.HISTORY.read_text().count("\n") <= epoch:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.01)
