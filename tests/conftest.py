@@ -20,6 +20,7 @@ from pipeline.data.catalog import DATASETS
 from pipeline.data.datasets import Split, load_split, save_dataset
 from pipeline.data.sources import fetch
 from pipeline.paths import DATASET
+from pipeline.tracking import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 # On the CPU wherever the tests run: they compare bytes.
@@ -106,6 +107,16 @@ def finished(finished_workspace, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory) -> Path:
+    """An sqlite store without experiments. MLflow takes seconds to create one: copy it."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments(max_results=1)
+    return path
+
+
+@pytest.fixture(scope="session")
 def repro_repo(small_mnist, tmp_path_factory):
     """A Repo in which `dvc repro evaluate` ran, committed. All test processes share it: copy it.
 
@@ -131,7 +142,7 @@ def use_folder(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.chdir(folder)
     patch.setattr(sys, "argv", ["stage"])
     for name in list(os.environ):
-        if name.startswith(("DVC_", "MLFLOW_")):
+        if name.startswith(("DVC_", "MLFLOW_")) and name not in SETTINGS:
             patch.delenv(name)
 
 

@@ -108,7 +108,8 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 def read_history(path: Path | IO[str]) -> pd.DataFrame:
     """One row per epoch, each value equal to the one that was written."""
-    history = pd.read_csv(path, float_precision="round_trip")
+    # Python's own conversion is exact, that of older versions of pandas is not.
+    history = pd.read_csv(path, dtype=str)
     return history.astype(float).astype({"epoch": int})
 
 

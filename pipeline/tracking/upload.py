@@ -34,7 +34,7 @@ from pipeline.tracking.results import Picture, Results, Split
 BATCH = 1000  # the most metrics that MLflow accepts in one call
 CODE = Path(__file__).parents[1]
 REQUIRED = ("mlflow", "numpy", "safetensors", "torch")
-SERVED = ("__init__.py", "errors.py", "model", "runtime")  # what the model imports
+SERVED = ("__init__.py", "errors.py", "data", "model", "runtime")  # what the model imports
 DIFF = "git.diff"
 Point = tuple[str, int]  # metric, step
 

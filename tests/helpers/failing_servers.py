@@ -1,4 +1,4 @@
-"""MLflow servers as they are when they fail: really listening, really wrong."""
+"""MLflow servers that fail: they listen, and do something wrong."""
 
 import socket
 import threading
@@ -6,19 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from helpers.servers import free_port
+
 
 @contextmanager
 def refusing() -> Iterator[str]:
-    """A port at which nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
+    """A port on which no process listens."""
+    yield f"http://127.0.0.1:{free_port()}"
 
 
 @contextmanager
 def hanging() -> Iterator[str]:
-    """A server that takes every connection and never answers."""
+    """A server that accepts every connection and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)
