@@ -24,11 +24,11 @@ from pipeline.runtime.git import clone
 from pipeline.runtime.tensor_file import read_header
 from pipeline.tracking.client import existing_store, experiments_of
 from pipeline.tracking.run_note import cpu
-from pipeline.tracking.upload import download
-
-TOLERANCE = 0.3  # nats of test/neg_elbo
+from pipeline.tracking.upload import download, is_whole
 
 RAW = "data/raw"  # where `download` keeps the original files
+TOLERANCE = 0.3  # nats of test/neg_elbo
+
 Run = Any  # MLflow's; only tracking/ imports MLflow
 
 
@@ -45,11 +45,16 @@ def main(arguments: argparse.Namespace) -> None:
     if store is None:
         raise UserError(arguments.run, "MLflow has no runs yet; run `dvc repro`")
     run = find_run(store.runs(), arguments.run)
+    if not is_whole(store, run):
+        raise UserError(arguments.run, "has lost artifacts; run `python -m pipeline doctor`")
     commit = run.data.tags["mlflow.source.git.commit"]
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         recorded, again = Path(folder, "recorded"), Path(folder, "again")
         diff = download(store, run, recorded)
-        print(f"reproduce: run {run.info.run_id}, commit {commit}, diff of {len(diff)} bytes")
+        print(
+            f"reproduce: run {run.info.run_id}, commit {commit}, diff of {len(diff)} bytes",
+            flush=True,
+        )
         clone(home(), commit, diff, again)
         execute(again)
         found = compare(run, recorded, again)
@@ -71,11 +76,10 @@ def find_run(runs: list[Run], word: str) -> Run:
     if len(found) != 1:
         ids = ", ".join(run.info.run_id for run in found)
         raise UserError(word, f"names {len(found)} MLflow runs instead of one ({ids})")
-    if found[0].info.status != "FINISHED":
-        raise UserError(word, f"is not a complete run ({found[0].info.status})")
-    if not found[0].data.tags.get("mlflow.source.git.commit"):
-        raise UserError(word, "was executed outside of git, its code is not recorded")
-    return found[0]
+    (run,) = found
+    if run.info.status != "FINISHED" or not run.data.tags.get("mlflow.source.git.commit"):
+        raise UserError(word, f"has no record of its code ({run.info.status})")
+    return run
 
 
 def execute(folder: Path) -> None:
@@ -90,14 +94,10 @@ def execute(folder: Path) -> None:
 
 
 def compare(run: Run, recorded: Path, again: Path) -> dict[str, str]:
-    """`identical` or the difference for the model and every report, in the run or made again."""
-    reports = (
-        path.relative_to(folder)
-        for folder in (recorded, again)
-        for path in folder.glob("reports/**/[!.]*.*")
-    )
-    names = sorted({MODEL, *reports})
-    found = {name.as_posix(): file_diff(recorded / name, again / name) for name in names}
+    """`identical` or the difference, for the model and every report."""
+    files = [again / MODEL, *sorted(again.glob("reports/**/[!.]*.*"))]
+    names = [path.relative_to(again).as_posix() for path in files]
+    found = {name: file_diff(recorded / name, again / name) for name in names}
     if sha256_file(again / MODEL) != run.data.tags["model.sha256"]:
         found["model.sha256"] = "differs: the tag is not the hash of this model"
     return found

@@ -130,16 +130,13 @@ def workspace(root: Path) -> Experiment | None:
 
     None if its dvc.lock is HEAD's.
     """
-    baseline = _commit("HEAD", root)
-    if not baseline:
+    last = head(root)
+    if not last:
         return None
     identity = ("-c", "user.name=workspace", "-c", "user.email=workspace")
     changed = head(root, git(*identity, "stash", "create", at=root).strip() or "HEAD")
-    if not changed or text_at(changed.commit, "dvc.lock", root) == text_at(
-        "HEAD", "dvc.lock", root
-    ):
-        return None
-    return replace(changed, baseline=baseline)
+    locks = {text_at(entry.commit, "dvc.lock", root) for entry in (last, changed) if entry}
+    return replace(changed, baseline=last.commit) if changed and len(locks) == 2 else None
 
 
 def text_at(commit: str, path: str, root: Path) -> str:
@@ -149,33 +146,23 @@ def text_at(commit: str, path: str, root: Path) -> str:
 
 
 def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> None:
-    """Write the files of a commit into `folder`, and the files `cached` that its dvc.lock names."""
-    unpack(commit, root, folder)
-    for path in cached:
-        fetch(commit, path, root, folder)
+    """Write the files of a commit into `folder`, and the files `cached` that its dvc.lock names.
 
-
-def unpack(commit: str, root: Path, folder: Path) -> None:
-    """Write the files of a commit that are in git into `folder`."""
-    with tarfile.open(fileobj=io.BytesIO(git_bytes("archive", commit, at=root))) as archive:
-        archive.extractall(folder, filter="data")
-
-
-def fetch(commit: str, path: Path, root: Path, folder: Path) -> None:
-    """Write a file that the dvc.lock of a commit names into `folder`.
-
-    Raises UserError about `path` if it is in neither DVC's cache nor a remote.
+    Raises UserError about a file that is in neither DVC's cache nor a remote.
     """
     from dvc.api import DVCFileSystem  # noqa: PLC0415  (imported only if needed: it takes 0.5 s)
 
-    (folder / path.parent).mkdir(parents=True, exist_ok=True)
-    try:
-        files = DVCFileSystem(str(root), rev=commit)
-        files.get_file(path.as_posix(), str(folder / path))
-    except Exception as error:  # of DVC, its remote, or the network
-        words = " ".join(str(error).split())
-        message = f"is in neither DVC's cache nor a remote ({words}); run `dvc repro`"
-        raise UserError(path, message) from error
+    with tarfile.open(fileobj=io.BytesIO(git_bytes("archive", commit, at=root))) as archive:
+        archive.extractall(folder, filter="data")
+    files = DVCFileSystem(str(root), rev=commit)
+    for path in cached:
+        (folder / path.parent).mkdir(parents=True, exist_ok=True)
+        try:
+            files.get_file(path.as_posix(), str(folder / path))
+        except Exception as error:  # of DVC, its remote, or the network
+            words = " ".join(str(error).split())
+            message = f"is in neither DVC's cache nor a remote ({words}); run `dvc repro`"
+            raise UserError(path, message) from error
 
 
 def clone(root: Path, commit: str, diff: bytes, folder: Path) -> None:

@@ -15,10 +15,10 @@ from pipeline.runtime.git import (
     Experiment,
     Source,
     artifact,
+    check_out,
     clone,
     diff_from,
     experiments,
-    fetch,
     head,
     here,
     source_of,
@@ -193,11 +193,12 @@ def test_a_commit_or_file_that_does_not_exist_is_named(root, tmp_path):
     subprocess.run(["dvc", "repro", "-q"], check=True)
     git("add", "-A")
     git("commit", "-qm", "y")
-    fetch("HEAD", Path("copy"), root, tmp_path)
-    assert (tmp_path / "copy").read_bytes() == FILES["binary"][0]
+    check_out("HEAD", [Path("copy")], root, tmp_path / "files")
+    for name in ("copy", "binary"):
+        assert (tmp_path / "files" / name).read_bytes() == FILES["binary"][0]
     shutil.rmtree(root / ".dvc/cache")
     with pytest.raises(UserError) as error:
-        fetch("HEAD", Path("copy"), root, tmp_path)
+        check_out("HEAD", [Path("copy")], root, tmp_path / "again")
     assert error.value.subject == "copy"
 
 
