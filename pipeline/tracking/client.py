@@ -26,8 +26,8 @@ from pipeline.errors import UserError
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 FAILURES = (MlflowException, SQLAlchemyError, RequestException, OSError, ImportError, ValueError)
-# The table of the UI shows neither parameters nor metrics unless each is selected. This view has them.
-# Its form is not documented; a version of MLflow that does not know it ignores it.
+# The UI's table shows neither parameters nor metrics unless each is selected; this view has them.
+# Its form is not documented: a version of MLflow that does not know it ignores it.
 COLUMNS = ("z_dim", "h_dim", "num_epochs", "learning_rate", "seed")
 METRICS = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance")
 RESULTS_VIEW = {

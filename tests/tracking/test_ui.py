@@ -1,84 +1,71 @@
-"""`make ui` in a real browser: what a person sees of three runs, and the clicks that it takes."""
+"""`make ui` in a real browser with an empty profile: what a person sees of three runs."""
 
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pytest
-from conftest import ROOT, furnish, set_params
+from conftest import ROOT, set_params, use_folder
+from helpers.mlflow_contents import client_of, runs_of
+from helpers.servers import free_port, started, wait_for
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
-from helpers.servers import free_port, kill_group, wait_for
 
-from pipeline import evaluate, judge, log, train
+from pipeline.stages import evaluate, log, train
+from pipeline.tracking.client import existing_store
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no browser to look with (Debian: apt-get install chromium chromium-driver)"
-)
-PATIENCE = 90  # seconds that a page may take
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver"),
+]
 CARD = "[data-testid='experiment-view-compare-runs-card']"
-# What the plot in a card was drawn from: [name, x, y] of each line, once (the band around a line has its name).
+# What the chart in a card was drawn from: [name, x, y] of each line.
 LINES = """
     const plot = arguments[0].querySelector(".js-plotly-plot");
-    const lines = (plot?.data ?? []).map(line => [line.name, Array.from(line.x ?? []), Array.from(line.y ?? [])]);
+    const lines = (plot?.data ?? [])
+        .map(line => [line.name, [...(line.x ?? [])], [...(line.y ?? [])]]);
     return [...new Map(lines.map(line => [line[0], line])).values()];
 """
-
-
 T = TypeVar("T")
 
 
 class Store(NamedTuple):
-    uri: str
     client: MlflowClient
     runs: dict[str, Run]
+    page: str  # of one run, as it is printed
 
 
 class Page:
-    """MLflow's UI in a browser. What is looked for may take its time to come."""
+    """MLflow's UI in a browser; everything may take its time to appear."""
 
     def __init__(self, browser: webdriver.Chrome, address: str) -> None:
         self.browser = browser
         self.address = address
 
     def open(self, path: str) -> None:
-        self.browser.get("about:blank")  # another fragment alone is no new page
-        self.browser.get(f"{self.address}/#{path}")
+        self.browser.get("about:blank")  # another fragment alone loads no page
+        self.browser.get(f"{self.address}/#/{path}")
 
-    def until(self, found: Callable[[], T], what: str) -> T:
-        """Wait until something is found, and return it."""
-        wait = WebDriverWait(self.browser, PATIENCE, ignored_exceptions=[StaleElementReferenceException])
+    def until(self, found: Callable[[], T], what: object) -> T:
+        ignored = [StaleElementReferenceException]
         try:
-            return wait.until(lambda _: found())
+            return WebDriverWait(self.browser, 90, ignored_exceptions=ignored).until(
+                lambda _: found()
+            )
         except TimeoutException:
-            raise AssertionError(f"{what}: is not there within {PATIENCE} s in:\n{self.text()}") from None
+            raise AssertionError(f"{what} is not in:\n{self.text()}") from None
 
-    def all(self, selector: str) -> list[WebElement]:
+    def all(self, selector: str) -> list:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
-
-    def first(self, selector: str) -> WebElement:
-        return self.until(lambda: self.all(selector), selector)[0]
-
-    def click(self, selector: str) -> None:
-        """Click it as soon as it is there; once more where it was replaced meanwhile."""
-
-        def clicked() -> bool:
-            found = self.all(selector)
-            if found:
-                found[0].click()
-            return bool(found)
-
-        self.until(clicked, selector)
 
     def text(self) -> str:
         return self.browser.find_element(By.TAG_NAME, "body").text
@@ -88,149 +75,121 @@ class Page:
             self.until(lambda text=text: text in self.text(), text)
 
     def cells(self, column: str) -> dict[str, str]:
-        """A column of the table of runs: each run's id and what stands there."""
+        """A column of the table of runs, by run id."""
         rows = self.all(f".ag-row:has([col-id='{column}'])")
+        cell = f"[col-id='{column}']"
         return {
-            row.get_attribute("row-id"): row.find_element(By.CSS_SELECTOR, f"[col-id='{column}']").text for row in rows
+            row.get_attribute("row-id"): row.find_element(By.CSS_SELECTOR, cell).text
+            for row in rows
         }
-
-    def card(self, title: str) -> WebElement:
-        """A chart or a picture, by its title."""
-        return self.first(f"{CARD}:has([title='{title}'])")
-
-    def picture(self, name: str) -> None:
-        """One whose address has `name` in it has been loaded."""
-        selector = f"{CARD} img[src*='{name}']"
-        self.until(lambda: self.first(selector).get_property("naturalWidth") > 0, name)
 
     def lines(self, title: str) -> dict[str, list[tuple[int, float]]]:
         """The points of each line in a chart."""
-        drawn = self.until(lambda: self.browser.execute_script(LINES, self.card(title)), f"a line in {title}")
+        selector = f"{CARD}:has([title='{title}'])"
+        card = self.until(lambda: self.all(selector), title)[0]
+        drawn = self.until(lambda: self.browser.execute_script(LINES, card), title)
         return {name: list(zip(x, y, strict=True)) for name, x, y in drawn}
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, small_mnist) -> Store:
-    """Three runs, of z_dim 2, 4 and 8."""
+def store(finished_workspace, mlflow_tables, tmp_path_factory) -> Store:
+    """Three runs, with z_dim 2, 4 and 8."""
     root = tmp_path_factory.mktemp("store")
-    furnish(root, small_mnist)
+    shutil.copytree(finished_workspace, root, dirs_exist_ok=True)
+    shutil.copy(mlflow_tables, root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
-            patch.delenv(name)
-        patch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+        use_folder(patch, root)
+        for name in ("init -q", "add params.yaml", "-c user.name=x -c user.email=y commit -qm x"):
+            subprocess.run(["git", *name.split()], check=True)
         for z_dim in (2, 4, 8):
-            set_params(root, {"z_dim": z_dim})
             patch.setenv("DVC_EXP_NAME", f"code-of-{z_dim}")
+            set_params(root, {"z_dim": z_dim})
             train.main()
-            judge.main()
             evaluate.main()
-            log.stage()
-    uri = f"sqlite:///{root / 'mlflow.db'}"
-    client = MlflowClient(tracking_uri=uri)
-    found = client.search_runs([client.get_experiment_by_name("mnist-vae").experiment_id])
-    return Store(uri, client, {run.info.run_name: run for run in found})
+            log.main()
+        runs = {run.info.run_name: run for run in runs_of(client_of(root))}
+        address = existing_store(root).url(runs["code-of-8"])
+    return Store(client_of(root), runs, address.partition("#/")[2])
 
 
 @pytest.fixture(scope="module")
 def page(store, tmp_path_factory) -> Iterator[Page]:
-    """`make ui`, and a browser."""
+    """`make ui`, and a browser that has never seen it."""
     folder, port = tmp_path_factory.mktemp("ui"), free_port()
-    with (folder / "server.log").open("w") as output:
-        process = subprocess.Popen(
-            ["make", "-C", ROOT, "ui", "-o", "setup", f"VENV={sys.prefix}", f"PORT={port}"],  # it is set up
-            env={**os.environ, "MLFLOW_TRACKING_URI": store.uri, "MLFLOW_WORKERS": "1"},
-            stdout=output, stderr=output, start_new_session=True,
-        )  # fmt: skip
+    root = Path(store.client.tracking_uri.removeprefix("sqlite:///")).parent
+    make = ["make", "-f", str(ROOT / "Makefile"), "ui", "-o", "setup"]
+    make += [f"VENV={sys.prefix}", f"PORT={port}", f"CURDIR={root}"]
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    # Wide and high: neither the table nor the charts draw what is out of sight.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=2400,6000"):
+    # Wide and high: what is out of sight is not drawn.
+    size, profile = "--window-size=2400,6000", f"--user-data-dir={folder / 'profile'}"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", size, profile):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    try:
+    with started(make, root, dict(os.environ)) as process:
         wait_for(f"http://127.0.0.1:{port}/health", process)
+        (line,) = (root / "server.log").read_text().splitlines()
+        assert "workflowType=machine_learning" in line, "make prints the link, and nothing else"
         with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as browser:
             yield Page(browser, f"http://127.0.0.1:{port}")
-    finally:
-        kill_group(process)
 
 
 @pytest.fixture(autouse=True)
-def no_complaint(page) -> Iterator[None]:
-    """Nothing that the UI asked the server for was refused, and no script failed."""
+def no_errors(page) -> Iterator[None]:
+    """The UI asks the server for nothing that it refuses, and no script fails."""
     yield
-    said = [entry["message"] for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"]
-    # a server without accounts has no current user; a layout may take two frames
-    known = ("mlflow/users/current", "ResizeObserver loop")
-    assert [message for message in said if not any(name in message for name in known)] == []
+    log = [entry["message"] for entry in page.browser.get_log("browser")]
+    known = ("mlflow/users/current", "ResizeObserver loop")  # no accounts; a slow layout
+    errors = [line for line in log if "SEVERE" in line and not any(name in line for name in known)]
+    assert errors == []
 
 
-def runs_of(store: Store) -> str:
-    return f"/experiments/{next(iter(store.runs.values())).info.experiment_id}/runs"
+def test_table_of_the_printed_link_shows_parameters_and_test_metrics(page, store):
+    page.open("experiments/1/runs?viewStateShareKey=results&workflowType=machine_learning")
+    page.shows("Model training", *store.runs)
+    runs = store.runs.values()
+    wanted = {run.info.run_id: run.data.params["z_dim"] for run in runs}
+    page.until(lambda: page.cells("params.`z_dim`") == wanted, wanted)
+    metrics = {run.info.run_id: str(run.data.metrics["test/neg_elbo"]) for run in runs}
+    page.until(lambda: page.cells("metrics.`test/neg_elbo`") == metrics, metrics)
 
 
-def test_the_runs_table_shows_parameters_and_test_metrics(page, store):
-    """In the view that is saved with the experiment."""
-    page.open(f"{runs_of(store)}?viewStateShareKey=results")
-    page.shows(*store.runs)
-    wanted = {run.info.run_id: run.data.params["z_dim"] for run in store.runs.values()}
-    page.until(lambda: page.cells("params.`z_dim`") == wanted, "z_dim")
-    assert set(wanted.values()) == {"2", "4", "8"}
-    measured = {run.info.run_id: str(run.data.metrics["test/neg_elbo"]) for run in store.runs.values()}
-    page.until(lambda: page.cells("metrics.`test/neg_elbo`") == measured, "test/neg_elbo")
+def test_charts_of_three_runs_begin_with_metrics_and_end_with_pictures(page, store):
+    page.open("experiments/1/runs?compareRunsMode=CHART&workflowType=machine_learning")
+    for key in ("train/neg_elbo", "val/kl"):
+        wanted = {}
+        for name, run in store.runs.items():
+            history = store.client.get_metric_history(run.info.run_id, key)
+            wanted[name] = [(point.step, point.value) for point in history]
+        page.until(lambda key=key, wanted=wanted: page.lines(key) == wanted, key)
+    page.shows("view/training-generated")
+    text = page.text()
+    sections = [text.index(f"\n{name}\n(") for name in ("test", "train", "val", "view")]
+    assert sections == sorted(sections)
+
+
+def test_page_of_a_run_has_the_note_the_data_and_the_model(page, store):
+    run = store.runs["code-of-8"]
+    page.open(store.page)
+    page.shows("Description", "dvc exp apply code-of-8", "Logged models (1)", "Ready", "Datasets")
+    note = page.until(lambda: page.all("[data-testid='note-editor-preview-content']"), "note")[0]
+    cells = [cell.text for cell in note.find_elements(By.CSS_SELECTOR, "td")]
+    assert cells[:3] == ["z_dim", "8", "4"], "Markdown, as a table"
+    assert f"{run.data.metrics['test/neg_elbo']:.5g}" in cells
+
+
+def test_pictures_of_a_run_are_loaded(page, store):
+    path, _, query = store.page.partition("?")
+    page.open(f"{path}/model-metrics?{query}")
+    for key in ("generated", "reconstructed", "training-generated", "training-reconstructed"):
+        selector = f"{CARD} img[src*='view~{key}%2Bstep%2B0%2B']"
+        picture = page.until(lambda selector=selector: page.all(selector), key)[0]
+        page.until(lambda picture=picture: picture.get_property("naturalWidth") > 0, key)
 
 
 def test_three_runs_are_compared_by_parallel_coordinates(page, store):
-    page.open(runs_of(store))
-    page.click("[aria-label='Select all runs']")
-    page.click("[data-testid='runs-compare-button']")
+    ids = ",".join(f'"{run.info.run_id}"' for run in store.runs.values())
+    page.open(f'compare-runs?runs=[{ids}]&experiments=["1"]&workflowType=machine_learning')
     page.shows("Comparing 3 Runs from 1 Experiment", "Parallel Coordinates Plot", *store.runs)
-    page.until(lambda: "z_dim" in [axis.text for axis in page.all(".parcoords .axis-title")], "what differs as an axis")
-    (param, widths), (metric, values) = page.browser.execute_script(
-        "return document.querySelector('.js-plotly-plot').data[0].dimensions.map(axis => [axis.label, axis.values])"
-    )
-    runs = [run.data for run in store.runs.values()]
-    assert {*zip(widths, values, strict=True)} == {(int(run.params[param]), run.metrics[metric]) for run in runs}
-    page.shows(*(f"{run.metrics['test/neg_elbo']:.4g}" for run in runs))  # in the table below
-
-
-def test_three_runs_are_compared_by_their_curves(page, store):
-    page.open(f"{runs_of(store)}?compareRunsMode=CHART")
-    for key in ("train/neg_elbo", "val/neg_elbo", "train/kl"):
-        wanted = {
-            name: [(point.step, point.value) for point in store.client.get_metric_history(run.info.run_id, key)]
-            for name, run in store.runs.items()
-        }
-        page.until(lambda key=key, wanted=wanted: page.lines(key) == wanted, f"{key} of three runs")
-        assert all(len(points) == 3 for points in wanted.values())
-    for run in store.runs.values():
-        bar = f"{run.data.metrics['test/neg_elbo']:.2f}"
-        page.until(lambda bar=bar: bar in page.card("test/neg_elbo").text, bar)
-
-
-def test_a_run_shows_its_samples_by_step(page, store):
-    page.open(f"{runs_of(store)}/{store.runs['code-of-8'].info.run_id}/model-metrics")
-    for key in ("samples/generated", "samples/reconstructed"):
-        slider = f"{CARD}:has([title='{key}']) [role=slider]"
-        for step in (0, 2, 3):  # untrained, sample_every, the last
-            if step:
-                page.first(slider).send_keys(Keys.ARROW_RIGHT)
-            page.first(f"{slider}[aria-valuenow='{step}']")
-            page.picture(f"{key.replace('/', '~')}%2Bstep%2B{step}%2B")
-    for key in ("test~generated", "test~reconstructed"):
-        page.picture(f"{key}%2Bstep%2B0%2B")
-
-
-def test_a_run_says_what_it_is_and_how_to_get_it_back(page, store):
-    run = store.runs["code-of-4"]
-    page.open(f"{runs_of(store)}/{run.info.run_id}")
-    description = page.first("[data-testid='note-editor-preview-content']")
-    cells = [cell.text for cell in description.find_elements(By.CSS_SELECTOR, "td")]
-    assert f"{run.data.metrics['test/neg_elbo']:.2f}" in cells, "Markdown, as a table"
-    assert description.find_element(By.TAG_NAME, "code").text == "dvc exp apply code-of-4"
-    (model,) = store.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-    assert page.first(f"a[href*='{model.model_id}']").text == "vae"
-    page.shows("Logged models (1)", "Ready", "Datasets", "Training")
-    page.browser.find_element(By.XPATH, "//button[contains(., '+2')]").click()
-    page.shows("Validation", "Test")
+    axes = lambda: [axis.text for axis in page.all(".parcoords .axis-title")]  # noqa: E731
+    page.until(lambda: "z_dim" in axes(), "z_dim")
