@@ -67,7 +67,7 @@ lock: setup     ## resolve requirements.lock from pyproject.toml (needs uv)
 	  --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 bench: setup    ## measure the speed on this machine, into reports/benchmarks/; about ten minutes
-	"$(VENV)/bin/python" benchmarks/run.py $(ROUNDS)
+	"$(VENV)/bin/python" -m benchmarks.run $(ROUNDS)
 
 # MLflow's own messages go into a file.
 ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pictures

@@ -1,11 +1,9 @@
-"""What a user starts from: the usual script for this model, its DataLoader, its loss on probabilities, its Adam.
+"""The usual script for this model, which a user would start from.
 
-Written as that script describes itself: torchvision's MNIST with ToTensor, batches of 128 from a shuffling DataLoader,
-784-400-20-400-784 with ReLU, binary cross-entropy summed over a batch, the loss read every hundred steps, two pictures
-at the end of an epoch.
+torchvision's MNIST with ToTensor, batches of 128 from a shuffling DataLoader, 784-400-20-400-784
+with ReLU, binary cross-entropy of probabilities, Adam, two pictures at the end of an epoch.
 """
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +14,11 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.utils import save_image
 
-LOGGED = 100  # steps between two lines of its log
+LOG_EVERY = 100  # steps
 
 
 class Baseline(nn.Module):
-    """Encoder and decoder as the script has them: μ and log σ² from two layers, probabilities out of a sigmoid."""
+    """The network of the script."""
 
     def __init__(self, x_dim: int = 784, h_dim: int = 400, z_dim: int = 20) -> None:
         super().__init__()
@@ -29,25 +27,24 @@ class Baseline(nn.Module):
         self.log_var = nn.Linear(h_dim, z_dim)
         self.decoder = nn.Sequential(
             nn.Linear(z_dim, h_dim), nn.ReLU(True), nn.Linear(h_dim, x_dim), nn.Sigmoid()
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """X [B, 784] → probabilities, μ and log σ²."""
+        """X [B, 784] to probabilities, μ and log σ²."""
         h = F.relu(self.encoder(x))
         mu, log_var = self.mu(h), self.log_var(h)
         z = mu + torch.randn_like(mu) * torch.exp(log_var / 2)
         return self.decoder(z), mu, log_var
 
 
-def epochs(raw: Path, pictures: Path, device: torch.device, batch_size: int = 128) -> Iterator[float]:
-    """Train for an epoch at each turn; yields the last loss of it, per image. `raw` holds the four files of MNIST."""
-    with tempfile.TemporaryDirectory() as folder:
-        # Where torchvision looks for them.
-        place = Path(folder, "MNIST", "raw")
-        place.mkdir(parents=True)
-        for file in raw.iterdir():
-            (place / file.name).symlink_to(file.resolve())
-        data = datasets.MNIST(folder, train=True, transform=transforms.ToTensor())
+def epochs(
+    root: Path, pictures: Path, device: torch.device, batch_size: int = 128
+) -> Iterator[float]:
+    """Train one epoch per turn; yields its last loss per image.
+
+    root: the folder in which torchvision finds MNIST.
+    """
+    data = datasets.MNIST(root, train=True, transform=transforms.ToTensor())
     loader = DataLoader(data, batch_size=batch_size, shuffle=True)
     model = Baseline().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -61,7 +58,7 @@ def epochs(raw: Path, pictures: Path, device: torch.device, batch_size: int = 12
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if i % LOGGED == 0:
+            if i % LOG_EVERY == 0:
                 recon.item(), kl.item()
         with torch.no_grad():
             z = torch.randn(batch_size, 20).to(device)

@@ -1,10 +1,8 @@
-"""−log p(x) as it is usually written, with K = 5000 draws from q an image, and as it is found here, with eval_samples
-from q widened: the time of each, image for image, and which bound is the tighter one.
+"""-log p(x) as usually written and as here: `python -m benchmarks.evaluation [ROUNDS]`.
 
-`python benchmarks/evaluation.py [ROUNDS]`, in a clone that has data/raw and a trained model. Both take turns on the
-same images, a hundred a round, so that a machine that drifts does so for both. Then, on the first 1,000 test images,
-the bound against that of K = 10,000 plain draws; and on every 50th, how much lower that of 20,000 widened ones is.
-On a machine with a GPU all of it is done there. Prints medians, and JSON on the last line.
+Time: K = 5,000 draws from q per image against `eval_samples` from q widened, on the same 100 images
+per round. Bound: on 1,000 test images against K = 10,000 plain draws, and on every 50th image
+against K = 20,000 widened draws. Needs `make repro`. JSON on the last line.
 """
 
 import json
@@ -12,113 +10,116 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from benchmarks.measure import ROOT, hardware, rounds_from
+from pipeline.data.datasets import Split, load_split
+from pipeline.evaluation.bounds import in_order, select
+from pipeline.evaluation.importance import log_weights, neg_log_mean, noise
+from pipeline.evaluation.reconstruction import FAST
+from pipeline.model.vae import VAE, load_vae
+from pipeline.params import load_params
+from pipeline.paths import DATASET, MODEL
+from pipeline.runtime.device import prepare_device
 
-from measure import hardware  # noqa: E402
-
-from pipeline.params import load_params  # noqa: E402
-from pipeline.runtime.device import prepare_device  # noqa: E402
-from pipeline.evaluation.importance import log_weights, neg_log_mean  # noqa: E402
-from pipeline.evaluation.bounds import in_order  # noqa: E402
-from pipeline.data.mnist import load_images, to_unit  # noqa: E402
-from pipeline.model.vae import VAE, load_model  # noqa: E402
-
-IMAGES = 100  # a round
+IMAGES = 100  # per round
 AT_A_TIME = 10
 USUAL, MANY, MOST = 5_000, 10_000, 20_000  # draws
 
 
 @torch.no_grad()
-def usual(model: VAE, x: Tensor, num_samples: int) -> Tensor:
-    """[N] bounds, on the CPU, an image at a time: K × 784 numbers are what the caches of a CPU hold best."""
-    found = []
-    for image in x:
-        mu, log_var = model.encode(image.unsqueeze(0))
+def usual(model: VAE, split: Split, num_samples: int) -> Tensor:
+    """Bounds [N], one image at a time: K x 784 numbers fit the caches of a CPU best."""
+    bounds = []
+    for index in range(len(split.images)):
+        batch = select(split, slice(index, index + 1), model.device)
+        mu, log_var = model.encode(batch)
         q = Normal(mu, torch.exp(0.5 * log_var))
         z = q.sample((num_samples,)).squeeze(1)
-        p = torch.sigmoid(model.decode(z))
-        log_x = -F.binary_cross_entropy(p, image.expand_as(p), reduction="none").sum(dim=-1)
+        p = torch.sigmoid(model.decode(z, None))
+        log_x = -F.binary_cross_entropy(p, batch.x.expand_as(p), reduction="none").sum(dim=-1)
         log_w = log_x + Normal(0.0, 1.0).log_prob(z).sum(dim=-1) - q.log_prob(z).sum(dim=-1)
-        found.append(math.log(num_samples) - log_w.logsumexp(dim=0))
-    return torch.stack(found).cpu()
+        bounds.append(math.log(num_samples) - log_w.logsumexp(dim=0))
+    return torch.stack(bounds).cpu()
 
 
-def found_here(model: VAE, x: Tensor, num_samples: int, scale: float) -> Tensor:
-    """[N] bounds, on the CPU, as the evaluation finds them: a few images at a time on each core, or all on a GPU."""
+def weights(model: VAE, split: Split, num_samples: int, scale: float) -> Tensor:
+    """Log weights [N, K], as the stage `evaluate` computes them."""
+    threads = torch.get_num_threads()  # before each worker gets one
 
-    threads = torch.get_num_threads()  # before they are given one each
+    def compute(first: int) -> Tensor:
+        batch = select(split, slice(first, first + AT_A_TIME), model.device)
+        eps = noise(num_samples, model.z_dim, range(first, first + len(batch.x))).to(model.device)
+        return log_weights(model, batch, eps, FAST["bernoulli"].gray, scale)
 
-    def bounds(first: int) -> Tensor:
-        return neg_log_mean(log_weights(model, x[first : first + AT_A_TIME], num_samples, scale=scale))
-
-    if x.device.type != "cpu":
-        return neg_log_mean(log_weights(model, x, num_samples, scale=scale))
-    return torch.cat(list(in_order(bounds, range(0, len(x), AT_A_TIME), lambda: threads)))
-
-
-def timed(bound: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Seconds, and the bounds: those are on the CPU, so a GPU has done its work by then."""
-    start = time.perf_counter()
-    found = bound()
-    return time.perf_counter() - start, found
+    starts = range(0, len(split.images), AT_A_TIME)
+    return torch.cat(list(in_order(compute, starts, lambda: threads)))
 
 
-def paired(one: Tensor, other: Tensor) -> dict[str, float]:
-    """How much lower the first bound is, in nats per image."""
-    gap = (one - other).double()
-    return {"difference": gap.mean().item(), "se": gap.std().item() / math.sqrt(len(gap))}
+def part(split: Split, chosen: slice) -> Split:
+    """The chosen images of a split."""
+    return replace(split, images=split.images[chosen], labels=split.labels[chosen])
+
+
+def compare(one: Tensor, other: Tensor) -> dict[str, float]:
+    """The mean difference of two bounds, and its standard error, in nats per image."""
+    difference = (one - other).double()
+    error = difference.std().item() / math.sqrt(len(difference))
+    return {"difference": difference.mean().item(), "se": error}
 
 
 def main() -> None:
     """Take turns, then compare the bounds."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    rounds = rounds_from(sys.argv, 5)
     params = load_params(ROOT / "params.yaml")
-    device = prepare_device("auto", said_in="this machine")
-    model = load_model(ROOT / "data/model/vae.safetensors")[0].to(device)
-    x = to_unit(load_images(ROOT / "data/raw", "test").to(device))
     k, scale = params.eval_samples, params.eval_proposal_scale
+    model = load_vae(ROOT / MODEL).to(prepare_device("auto"))
+    split = load_split(ROOT / DATASET, "test")
     torch.manual_seed(0)
-    print(f"{rounds} rounds of {IMAGES} images; {torch.get_num_threads()} threads")
-    times, bounds = [], []
+    seconds: dict[str, list[float]] = {"ours": [], "usual": []}
+    ours, theirs = [], []
     for turn in range(rounds):
-        some = x[turn * IMAGES : (turn + 1) * IMAGES]
-        ours, tight = timed(lambda some=some: found_here(model, some, k, scale))
-        theirs, loose = timed(lambda some=some: usual(model, some, USUAL))
-        times.append((ours, theirs))
-        bounds.append((tight, loose))
-        print(f"round {turn + 1}: {ours:.2f} s against {theirs:.2f} s, a ratio of {theirs / ours:.1f}")
-    ratio = statistics.median(theirs / ours for ours, theirs in times)
-    usually = paired(*(torch.cat(column) for column in zip(*bounds, strict=True)))
-    print(f"K = {USUAL} as usually written takes {ratio:.1f} times as long as K = {k} from {scale} σ (median)")
-    print("whose bound is lower by {:.3f} ± {:.3f} nats".format(-usually["difference"], usually["se"]))
+        images = part(split, slice(turn * IMAGES, (turn + 1) * IMAGES))
+        start = time.perf_counter()
+        ours.append(neg_log_mean(weights(model, images, k, scale), k))
+        middle = time.perf_counter()
+        theirs.append(usual(model, images, USUAL))
+        seconds["ours"].append(middle - start)
+        seconds["usual"].append(time.perf_counter() - middle)
+    pairs = zip(seconds["usual"], seconds["ours"], strict=True)
+    ratio = statistics.median(their / our for their, our in pairs)
 
-    widened = neg_log_mean(log_weights(model, x[:1000], k, scale=scale))
-    plain = neg_log_mean(log_weights(model, x[:1000], MANY))
-    many = paired(widened, plain)
-    print(f"on 1,000 images: {widened.mean():.3f} against {plain.mean():.3f} from K = {MANY} plain draws:", end=" ")
-    print("lower by {:.3f} ± {:.3f} nats".format(-many["difference"], many["se"]))
-
-    most = log_weights(model, x[::50], MOST, scale=scale)
-    left = paired(neg_log_mean(most), neg_log_mean(most, k))
-    print(
-        f"on every 50th image {MOST} widened draws lower it by {-left['difference']:.2f} ± {left['se']:.2f} nats more"
+    first = part(split, slice(1000))
+    plain = torch.cat(
+        [
+            neg_log_mean(weights(model, part(first, slice(i, i + 50)), MANY, 1.0), MANY)
+            for i in range(0, len(first.images), 50)
+        ]
     )
-    print(json.dumps({
-        "hardware": hardware(device), "eval_samples": k, "eval_proposal_scale": scale, "images_a_round": IMAGES,
-        "seconds": {"ours": [ours for ours, _ in times], f"usual_{USUAL}": [theirs for _, theirs in times]},
-        "ratio_median": ratio, f"against_usual_{USUAL}": usually,
-        f"against_plain_{MANY}_on_1000": many | {"widened": widened.mean().item(), "plain": plain.mean().item()},
-        f"widened_{MOST}_against_ours_on_200": left,
-    }))  # fmt: skip
+    most = weights(model, part(split, slice(None, None, 50)), MOST, scale)
+    record = {
+        "eval_samples": k,
+        "eval_proposal_scale": scale,
+        "seconds": seconds,
+        "ratio_median": ratio,
+        f"against_usual_{USUAL}": compare(torch.cat(ours), torch.cat(theirs)),
+        f"against_plain_{MANY}_on_1000": compare(
+            neg_log_mean(weights(model, first, k, scale), k), plain
+        ),
+        f"widened_{MOST}_against_ours_on_200": compare(
+            neg_log_mean(most, MOST), neg_log_mean(most, k)
+        ),
+    }
+    print(f"K = {USUAL} as usually written takes {ratio:.1f} times as long as K = {k} widened")
+    for name, value in record.items():
+        if isinstance(value, dict) and "se" in value:
+            print(f"{name}: {value['difference']:+.3f} +/- {value['se']:.3f} nats")
+    print(json.dumps({"hardware": hardware(model.device), **record}))
 
 
 if __name__ == "__main__":

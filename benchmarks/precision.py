@@ -1,55 +1,55 @@
-"""What bfloat16 costs: −ELBO on the test split after ten epochs in float32 and in bfloat16, for three seeds.
+"""What bfloat16 costs: `python -m benchmarks.precision [EPOCHS]` after `make repro`.
 
-`python benchmarks/precision.py [EPOCHS]`, in a clone that has data/raw; the default model on all 60,000 training
-images. Prints the values and the paired difference, and JSON on the last line.
+-ELBO on the test split after ten epochs in float32 and in bfloat16, for three seeds, with the
+default model and all 60,000 training images. JSON on the last line.
 """
 
 import json
 import statistics
 import sys
-from pathlib import Path
 
-import torch
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from measure import hardware  # noqa: E402
-from training import PARAMS, new_model  # noqa: E402
-
-from pipeline.runtime.device import prepare_device  # noqa: E402
-from pipeline.training.fit import PRECISIONS, fit, new_optimizer  # noqa: E402
-from pipeline.evaluation.bounds import elbo  # noqa: E402
-from pipeline.data.mnist import load_images  # noqa: E402
+from benchmarks.measure import ROOT, hardware, rounds_from
+from benchmarks.training import PARAMS, default_model
+from pipeline.data.datasets import Split, hold_out, load_split
+from pipeline.evaluation.bounds import elbo
+from pipeline.paths import DATASET
+from pipeline.runtime.device import prepare_device
+from pipeline.training.fit import fit
+from pipeline.training.optimizer import PRECISIONS, Optimizer
 
 SEEDS = (0, 1, 2)
 
 
-def neg_elbo(train: torch.Tensor, test: torch.Tensor, precision: str, seed: int, num_epochs: int) -> float:
+def neg_elbo(train: Split, test: Split, precision: str, seed: int, num_epochs: int) -> float:
     """In nats per test image."""
-    model = new_model(train.device, seed)
-    optimizer = new_optimizer(model, PARAMS.learning_rate, precision)
+    model = default_model(train, seed)
+    optimizer = Optimizer(model, PARAMS.learning_rate, precision)
+    epochs = range(1, num_epochs + 1)
     for _ in fit(
-        model, optimizer, train, train[:0], num_epochs=num_epochs, batch_size=PARAMS.batch_size, seed=seed
+        optimizer, *hold_out(train, 0), epochs, batch_size=PARAMS.batch_size, seed=seed
     ):  # fmt: skip
         pass
-    found = elbo(model, test)
-    return float((found.recon + found.kl).double().mean())
+    return float(elbo(model, test).terms.neg_elbo.double().mean())
 
 
 def main() -> None:
-    """Train, print a line a seed."""
-    num_epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    device = prepare_device("auto", said_in="this machine")
-    train, test = (load_images(ROOT / "data/raw", split) for split in ("train", "test"))
-    found: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
+    """Train, and print one line per seed."""
+    num_epochs = rounds_from(sys.argv, 10)
+    device = prepare_device("auto")
+    train = load_split(ROOT / DATASET, "train").to(device)
+    test = load_split(ROOT / DATASET, "test")
+    values: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
     for seed in SEEDS:
-        for precision, values in found.items():
-            values.append(neg_elbo(train.to(device), test, precision, seed, num_epochs))
-        print(f"seed {seed}: " + ", ".join(f"{values[-1]:.2f} in {precision}" for precision, values in found.items()))
-    gaps = [rough - exact for exact, rough in zip(*found.values(), strict=True)]
-    print(f"bfloat16 − float32: {statistics.mean(gaps):+.3f} ± {statistics.stdev(gaps):.3f} nats (s.d. of the seeds)")
-    print(json.dumps({"hardware": hardware(device), "epochs": num_epochs, "neg_elbo": found, "difference": gaps}))
+        for precision, value in values.items():
+            value.append(neg_elbo(train, test, precision, seed, num_epochs))
+        line = ", ".join(f"{value[-1]:.2f} in {name}" for name, value in values.items())
+        print(f"seed {seed}: {line}")
+    pairs = zip(values["float32"], values["bfloat16"], strict=True)
+    differences = [rounded - exact for exact, rounded in pairs]
+    mean, deviation = statistics.mean(differences), statistics.stdev(differences)
+    print(f"bfloat16 - float32: {mean:+.3f} +/- {deviation:.3f} nats (standard deviation)")
+    record = {"hardware": hardware(device), "epochs": num_epochs, "neg_elbo": values}
+    print(json.dumps(record | {"difference": differences}))
 
 
 if __name__ == "__main__":
