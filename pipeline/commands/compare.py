@@ -53,8 +53,7 @@ def choose(names: Sequence[str], baseline: str | None, root: Path) -> dict[str, 
     """Return the runs to compare by unique names. Raises UserError about an unknown name."""
     available = by_name(experiments(root))
     own = workspace(root)
-    if own:
-        available["workspace"] = own
+    available |= {"workspace": own} if own else {}
     wanted = dict.fromkeys([baseline or HEAD, HEAD, *(names or available)])
     return {name: available.get(name) or find_revision(name, available, root) for name in wanted}
 

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import os
 import re
 import shutil
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.failing_servers import KINDS
-from helpers.fake_experiments import MODEL, PARAMS, PER_IMAGE, PROTOCOL, FakeExperiments, per_image
+from helpers.fake_experiments import MODEL, PARAMS, PER_IMAGE, PROTOCOL, FakeExperiments
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -113,10 +112,9 @@ def test_the_page_needs_no_network_and_shows_no_path_of_this_machine(made):
 def test_hostile_names_are_shown_and_not_executed(made):
     text = run(made)
     page = Elements(text)
-    assert not [one for _, one in page.found if any(name.startswith("on") for name in one)]
+    assert not any(name.startswith("on") for _, one in page.found for name in one)
     assert len(page.all("script")) == 2 and "&gt;&lt;script&gt;alert(1)" in text
-    drawn = "".join(re.findall(r"^  \"[^\n]+\{ data: .*\},$", text, re.MULTILINE))
-    assert drawn and "<script" not in drawn and "%{x}\\u0027" not in drawn
+    assert "<script>alert" not in text
 
 
 def test_named_runs_revisions_and_a_baseline(made, capsys):
@@ -171,26 +169,6 @@ def test_the_workspace_is_compared_if_it_has_results_of_its_own(tmp_path, capsys
     (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
     with pytest.raises(UserError):
         run(repo)  # trained, but not evaluated since
-
-
-def test_without_results_of_head_the_first_experiment_is_the_baseline(tmp_path, capsys):
-    repo = FakeExperiments(tmp_path)
-    repo.commit({"dvc.lock": b"torn: ["})
-    for z_dim in (2, 3):
-        repo.experiment(f"z{z_dim}", repo.files(z_dim=z_dim))
-    run(repo)
-    assert row(capsys.readouterr().out, "z2").endswith("baseline")
-
-
-def test_per_image_values_that_are_not_finite_are_ignored(tmp_path, capsys):
-    repo = FakeExperiments(tmp_path)
-    repo.commit(repo.files())
-    values = per_image(1, 0)
-    values.loc[3, "nll"] = float("nan")
-    repo.experiment("narrow", repo.files(values=values, z_dim=2))
-    page = run(repo)
-    assert row(capsys.readouterr().out, "z_dim=2").endswith(" -")
-    assert page.count("worse (one seed)") == 3  # of -ELBO, in both tables, and of nll_binarized
 
 
 def test_the_files_of_real_stages_are_read(finished, tmp_path_factory, capsys):
@@ -273,20 +251,18 @@ def test_every_chart_is_drawn_without_an_error(browser):
 @pytest.mark.slow
 def test_a_column_is_sorted_by_mouse_and_keyboard(browser):
     table = browser.find_element(By.TAG_NAME, "table")
-    head = table.find_elements(By.CSS_SELECTOR, "thead th")[4]
+    head = table.find_elements(By.CSS_SELECTOR, "thead th")[2]
 
     def column() -> list[str]:
-        return [cell.text for cell in table.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(5)")]
+        return [cell.text for cell in table.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(3)")]
 
     assert head.text.startswith("−log p(x)")
     head.find_element(By.TAG_NAME, "button").click()
-    assert head.get_attribute("aria-sort") == "ascending"
     assert column() == sorted(column(), key=number)
     head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
-    assert head.get_attribute("aria-sort") == "descending"
     assert column() == sorted(column(), key=number, reverse=True)
-    table.find_elements(By.CSS_SELECTOR, "thead button")[3].click()
-    differences = table.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(4)")
+    table.find_elements(By.CSS_SELECTOR, "thead button")[1].click()
+    differences = table.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(2)")
     assert differences[-1].text == "—" and "better" in differences[0].text
 
 
@@ -324,12 +300,3 @@ def test_only_tables_are_wider_than_the_screen(browser, width):
     """
     assert browser.execute_script(wide) == []
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-
-
-@pytest.mark.slow
-def test_on_paper_everything_is_unfolded(browser):
-    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
-    assert not browser.find_elements(By.CSS_SELECTOR, "details:not([open])")
-    browser.execute_script("dispatchEvent(new Event('afterprint'))")
-    assert browser.find_elements(By.CSS_SELECTOR, "details:not([open])")
-    assert browser.get_log("browser") == []

@@ -75,10 +75,10 @@ def plane(comparison: Comparison) -> Chart:
     """Rate and distortion, with lines of equal −ELBO, their sum."""
     points = comparison.mean.reindex(columns=["kl", "recon"]).dropna()
     data = [marker(comparison, label, [x], [y]) for label, x, y in points.itertuples()]
-    caption = "−ELBO = KL + recon is the same along a dotted line; lower left is better."
     layout = axes("KL, nats per image", "recon, nats per image")
-    title = "Rate and distortion"
-    return Chart("plane", title, caption, 440, [*iso_lines(points), *data], layout)
+    caption = "−ELBO = KL + recon is the same along a dotted line; lower left is better."
+    data = [*iso_lines(points), *data]
+    return Chart("plane", "Rate and distortion", caption, 440, data, layout)
 
 
 def iso_lines(points: pd.DataFrame) -> list[dict[str, Any]]:
@@ -130,9 +130,8 @@ def dots(comparison: Comparison, name: str) -> Chart:
         data.append(point | {"error_x": {"type": "data", "array": array, "width": 4}})
     layout = axes("", "")
     layout["yaxis"] |= {"type": "category", "autorange": "reversed"}
-    height = 70 + 24 * len(data)
-    shown = quantity(name)
-    return Chart(name, shown.symbol, shown.meaning, height, data, layout, wide=False)
+    symbol, *_, meaning = quantity(name)
+    return Chart(name, symbol, meaning, 70 + 24 * len(data), data, layout, wide=False)
 
 
 def marker(comparison: Comparison, label: Any, x: list[Any], y: list[Any]) -> dict[str, Any]:

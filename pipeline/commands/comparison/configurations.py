@@ -58,12 +58,8 @@ def compare(runs: Sequence[Run], baseline: str) -> Comparison:
     leading = leading_metric(counted, mean, baseline)
     ascending = quantity(leading).better != HIGHER
     order = mean[leading].sort_values(ascending=ascending, kind="stable").index
-    tables = (
-        params.rename(index=labels.to_dict()),
-        mean,
-        spread,
-        difference_table(counted, baseline),
-    )
+    params = params.rename(index=labels.to_dict())
+    tables = [params, mean, spread, difference_table(counted, baseline)]
     ranked = frame.set_index("label", drop=False).loc[order].reset_index(drop=True)
     ordered = (table.loc[order] for table in tables)
     return Comparison(ranked, list(order), baseline, leading, *ordered)
@@ -84,11 +80,8 @@ def group(runs: Sequence[Run]) -> pd.DataFrame:
     unlike = frame.groupby(["params", "seed"])[["code", "results"]].transform("nunique") > 1
     split = unlike.all(axis=1).groupby(frame["params"]).transform("any")
     frame["configuration"] = frame["params"] + frame["code"].where(split, "")
-    unpaired = frame["run"].map(lambda run: run.per_image.empty)
-    frame = frame.loc[unpaired.sort_values(kind="stable").index]
-    frame = frame.sort_values(
-        "seed", key=lambda seeds: seeds.astype(str).str.zfill(10), kind="stable"
-    )
+    frame["unpaired"] = frame["run"].map(lambda run: run.per_image.empty)
+    frame = frame.sort_values(["seed", "unpaired"], kind="stable")
     same = frame.groupby(["configuration", "seed"])
     frame["counts"] = same.cumcount() == 0
     frame["conflict"] = frame["results"] != same["results"].transform("first")

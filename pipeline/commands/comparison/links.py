@@ -2,21 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from pipeline.commands.comparison.runs import Run
 from pipeline.runtime.files import sha256_file
 
 
-class Link(NamedTuple):
-    """An MLflow run in a browser."""
-
-    name: str
-    url: str
-
-
-def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Link | None], str]:
-    """Return the link of each run that MLflow has, and a note about them.
+def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Any], str]:
+    """Return (name, URL) in MLflow of each run, and a note about these links.
 
     A run is found by its parameters and the sha256 of its model file.
     """
@@ -32,7 +25,7 @@ def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Link | None], str]
     known = {}
     for entry in sorted(tracked, key=lambda entry: entry.info.status == "FINISHED"):
         key = _key(entry.data.params, entry.data.tags.get("model.sha256", ""))
-        known[key] = Link(str(entry.info.run_name), store.url(entry))
+        known[key] = (entry.info.run_name, store.url(entry))
     cached = [run for run in runs if run.model.is_file()]
     found = {run.name: known.get(_key(run.params, sha256_file(run.model))) for run in cached}
     return found, "links to runs of the local store work while `make ui` runs"

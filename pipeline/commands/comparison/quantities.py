@@ -49,7 +49,7 @@ QUANTITIES = {
     "knn_accuracy": Quantity("k-NN accuracy", 4, HIGHER, CODE, "labels from the neighbors of μ"),
     "probe_accuracy": Quantity("probe", 4, HIGHER, CODE, "accuracy of a linear classifier of μ"),
     "mse": Quantity("mse", 5, LOWER, CODE, "squared error of the reconstruction per pixel"),
-    "frechet_distance": Quantity("Fréchet", 2, LOWER, SCORES, "distance of samples to test images"),
+    "frechet_distance": Quantity("Fréchet distance", 2, LOWER, SCORES, "samples to test images"),
     "precision": Quantity("precision", 3, HIGHER, SCORES, "share of samples near test images"),
     "recall": Quantity("recall", 3, HIGHER, SCORES, "share of test images near samples"),
     "density": Quantity("density", 3, HIGHER, SCORES, "precision, less sensitive to outliers"),

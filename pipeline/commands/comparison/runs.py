@@ -79,14 +79,15 @@ def _read_lock(run: Run, content: bytes) -> dict[str, str]:
     stages = parse_yaml(content.decode(), DVC_LOCK.name).get("stages", {})
     outs: dict[str, str] = {}
     deps: dict[str, str] = {}
-    for name in {"download", "train", "evaluate"} & stages.keys():
+    for name in sorted({"download", "train", "evaluate"} & stages.keys()):
         run.params |= stages[name].get("params", {}).get("params.yaml", {})
         outs |= {item["path"]: item["md5"] for item in stages[name]["outs"]}
         deps |= {item["path"]: item["md5"] for item in stages[name]["deps"]}
     run.code = {path: md5 for path, md5 in deps.items() if path.startswith("pipeline/")}
-    if deps.get(MODEL.as_posix()) != outs.get(MODEL.as_posix()):
-        raise UserError(MODEL, "trained, but not evaluated since; run `dvc repro`")
-    return outs
+    model = next((path for path in outs if path.endswith(MODEL.name)), "")
+    if deps.get(model) != outs.get(model, ""):
+        raise UserError(DVC_LOCK, "no evaluation of the trained model; run `dvc repro`")
+    return {**outs, MODEL.as_posix(): outs[model]}
 
 
 def _read_reports(run: Run, headline: Any, evaluation: Any, classifier: Any) -> None:
@@ -97,7 +98,7 @@ def _read_reports(run: Run, headline: Any, evaluation: Any, classifier: Any) -> 
 
 def _read_per_image(run: Run, cached: Path) -> None:
     if not cached.is_file():
-        raise UserError(PER_IMAGE, "not in DVC's cache, so there are no paired differences")
+        raise UserError(PER_IMAGE, "not in DVC's cache, no paired differences")
     table = pq.read_table(cached)
     run.protocol = json.loads(table.schema.metadata[b"protocol"])
     run.per_image = table.to_pandas().astype("float64").dropna(axis="columns")

@@ -11,6 +11,7 @@ from pipeline.commands.comparison.statistics import Difference
 
 NOTHING = "—"
 ASCII = str.maketrans({"−": "-", "±": "+/-", "—": "-", "Δ": "difference of", "é": "e"})
+ASCII = str.maketrans({"−": "-", "±": "+/-", "—": "-", "Δ": "difference of", "é": "e"})
 REPEATED = "not counted: another run of the same parameters, code and seed has other results"
 UNLIKE = {
     "code": "code differs from {base}: {changed}",
@@ -45,21 +46,15 @@ def caveat(comparison: Comparison) -> str:
 
 def values(comparison: Comparison) -> pd.DataFrame:
     """Return every metric of every configuration: `92.70 ± 0.12`."""
-    means, spreads = (
-        table.apply(lambda column: column.map(quantity(column.name).show))
-        for table in (comparison.mean, comparison.spread)
-    )
+    means, spreads = comparison.mean.apply(_show), comparison.spread.apply(_show)
     text = means.where(spreads == "nan", means + " ± " + spreads)
     return text.where(comparison.mean.notna(), NOTHING)
 
 
 def differences(comparison: Comparison) -> pd.DataFrame:
     """Return every paired difference and what it means: `−0.42 ± 0.05 better`."""
-    texts = {
-        name: [describe(gap, str(name)) for gap in column]
-        for name, column in comparison.differences.items()
-    }
-    table = pd.DataFrame({comparison.leading: NOTHING, **texts}, index=comparison.labels)
+    table = comparison.differences.apply(_describe)
+    table[comparison.leading] = table.get(comparison.leading, NOTHING)
     table.loc[comparison.baseline] = "baseline"
     return table
 
@@ -74,16 +69,25 @@ def describe(gap: Difference | None, name: str) -> str:
     return f"{interval} {quantity(name).verdict(gap.sign)}{marked}"
 
 
+def _show(metric: pd.Series) -> pd.Series:
+    return metric.map(quantity(metric.name).show)
+
+
+def _describe(gaps: pd.Series) -> pd.Series:
+    return gaps.map(lambda gap: describe(gap, str(gaps.name)))
+
+
 def results(comparison: Comparison) -> pd.DataFrame:
     """Return the main table: one row per configuration, the best first."""
-    by_label = comparison.runs.groupby("label")
-    table = by_label.agg(runs=("name", shortened), seeds=("counts", "sum")).loc[comparison.labels]
     measured, paired = values(comparison), differences(comparison)
+    table = pd.DataFrame(index=comparison.labels)
     names = pd.Index([comparison.leading, "nll", "neg_elbo"]).unique()
     for name in names.intersection(measured.columns, sort=False):
         symbol = quantity(name).symbol
         table[f"Δ {symbol}"] = paired[name]
         table[symbol] = measured[name]
+    by_label = comparison.runs.groupby("label")
+    table = table.join(by_label.agg(seeds=("counts", "sum"), runs=("name", shortened)))
     return table.join(comparison.params.fillna(NOTHING)).astype(str)
 
 
@@ -109,10 +113,7 @@ def terminal(comparison: Comparison) -> str:
 
 def ascii_text(text: str) -> str:
     """Return text for a terminal: names come from outside, and may contain escape sequences."""
-    plain = (
-        text.replace("−", "-").replace("±", "+/-").replace("—", "-").replace("Δ", "difference of")
-    )
-    return ascii(plain)[1:-1]
+    return ascii(text.translate(ASCII))[1:-1]
 
 
 def shortened(names: Iterable[str]) -> str:
