@@ -1,5 +1,6 @@
 """The device of a run, made to give the same bits each time, and its number of CPU threads."""
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,11 +51,8 @@ def limited_threads(most: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run PyTorch's CPU operations on one thread: the same bits on any number of cores."""
-    with limited_threads(1):
-        yield
+# For the same bits on any number of cores.
+one_thread = functools.partial(limited_threads, 1)
 
 
 def _prepare_gpu(name: str, index: int | None) -> torch.device:

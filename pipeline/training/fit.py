@@ -127,8 +127,7 @@ def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> 
     broken = terms.neg_elbo.isfinite().logical_not().nonzero()
     if len(broken):
         raise DivergenceError(epoch, int(broken[0]) // batch_size + 1)
-    weights_finite = torch.stack([weights.isfinite().all() for weights in model.parameters()])
-    if not weights_finite.all():
+    if not all(weights.isfinite().all() for weights in model.parameters()):
         raise DivergenceError(epoch, math.ceil(len(terms.neg_elbo) / batch_size))
 
 

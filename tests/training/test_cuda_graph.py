@@ -14,8 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.data.datasets import hold_out
 from pipeline.model.network import NETWORKS
+from pipeline.training import accelerated
 from pipeline.training import fit as fit_module
 from pipeline.training.accelerated.cuda_graph import Graphs
+from pipeline.training.accelerated.layers import Rows
 from pipeline.training.fit import fit
 from pipeline.training.optimizer import PRECISIONS, Optimizer
 
@@ -77,6 +79,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", use_stream)
     monkeypatch.setattr(fit_module, "_as_graphs", Graphs)
+    monkeypatch.setattr(accelerated, "Columns", Rows)
     return recorded
 
 

@@ -23,7 +23,7 @@ class Rows:
         """The same values in this layout."""
         return a
 
-    def forward(self, a: Tensor) -> Tensor:
+    def __call__(self, a: Tensor) -> Tensor:
         """[B, in] -> [B, out]."""
         return F.linear(a, self.weight, self.bias)
 
@@ -61,7 +61,7 @@ class Columns:
         # As three dimensions: PyTorch transposes a matrix on one core.
         return _halves(a.t()).contiguous().flatten(0, 1).t()
 
-    def forward(self, a: Tensor) -> Tensor:
+    def __call__(self, a: Tensor) -> Tensor:
         """See Rows."""
         inputs = a.t().expand(len(self.weight), -1, -1)
         return torch.baddbmm(self.bias, self.weight, inputs).flatten(0, 1).t()

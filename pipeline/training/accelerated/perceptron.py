@@ -5,37 +5,25 @@ accumulated, and each product is written to where Adam reads it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.model.likelihood import Bernoulli
 from pipeline.model.network import MLP, Batch
 from pipeline.model.objective import ElboTerms, gaussian_kl
 from pipeline.model.vae import VAE
 from pipeline.training.accelerated.layers import Columns, Rows
-from pipeline.training.gradient import MAX_THREADS
 
-aten = torch.ops.aten  # has the derivatives of activations that autograd calls
-
-
-class Activation(NamedTuple):
-    """An activation function a(x); its derivative gets the gradient of a, then x and a."""
-
-    forward: Callable[[Tensor], Tensor]
-    derivative: Callable[[Tensor, Tensor, Tensor], Tensor]
-    max_threads: int = MAX_THREADS  # any number, in fact
-
-
-ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.ReLU: Activation(F.relu, lambda d, _, a: aten.threshold_backward(d, a, 0)),
-    nn.Tanh: Activation(torch.tanh, lambda d, _, a: aten.tanh_backward(d, a)),
-    nn.GELU: Activation(F.gelu, lambda d, x, _: aten.gelu_backward(d, x)),
-    nn.SiLU: Activation(F.silu, lambda d, x, _: aten.silu_backward(d, x)),
+aten = torch.ops.aten  # has the derivatives that autograd itself calls
+# Of the gradient of a(x), x and a(x): the gradient of x.
+DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    nn.ReLU: lambda d, _, a: aten.threshold_backward(d, a, 0),
+    nn.Tanh: lambda d, _, a: aten.tanh_backward(d, a),
+    nn.GELU: lambda d, x, _: aten.gelu_backward(d, x),
+    nn.SiLU: lambda d, x, _: aten.silu_backward(d, x),
 }
-Layer = Rows | Columns | Activation
+Layers = Sequence[Rows | Columns | nn.Module]  # a module is an activation
 
 
 class PerceptronGradient:
@@ -50,10 +38,12 @@ class PerceptronGradient:
             raise TypeError("a gradient is written out for perceptrons with Bernoulli pixels only")
         self.model = model
         self.arrange = layer_type.arrange
-        self.encoder = [_written_out(layer, layer_type) for layer in network.encoder]
-        self.decoder = [_written_out(layer, layer_type) for layer in network.decoder]
+        self.encoder, self.decoder = (
+            [layer_type(layer) if isinstance(layer, nn.Linear) else layer for layer in layers]
+            for layers in (network.encoder, network.decoder)
+        )
         layers = [*self.encoder, *self.decoder]
-        self.max_threads = min(layer.max_threads for layer in layers)
+        self.max_threads = min(each.max_threads for each in layers if isinstance(each, layer_type))
 
     @torch.no_grad()
     def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
@@ -78,29 +68,23 @@ class PerceptronGradient:
         return terms
 
 
-def _written_out(layer: nn.Module, layer_type: type[Rows] | type[Columns]) -> Layer:
-    return layer_type(layer) if isinstance(layer, nn.Linear) else ACTIVATIONS[type(layer)]
-
-
-def _forward(layers: Sequence[Layer], a: Tensor) -> list[Tensor]:
+def _forward(layers: Layers, a: Tensor) -> list[Tensor]:
     """The input of the first layer, and the output of each."""
     values = [a]
     for layer in layers:
-        values.append(layer.forward(values[-1]))
+        values.append(layer(values[-1]))
     return values
 
 
-def _backward(
-    layers: Sequence[Layer], values: list[Tensor], d: Tensor, *, to_input: bool = True
-) -> Tensor:
+def _backward(layers: Layers, values: list[Tensor], d: Tensor, *, to_input: bool = True) -> Tensor:
     """Set the gradients of the layers, given that of their output; return that of their input.
 
     Without `to_input` the last product is left out, and the return value is of no use.
     """
     for i in reversed(range(len(layers))):
         layer = layers[i]
-        if isinstance(layer, Activation):
-            d = layer.derivative(d, values[i], values[i + 1])
+        if isinstance(layer, nn.Module):
+            d = DERIVATIVES[type(layer)](d, values[i], values[i + 1])
             continue
         layer.set_gradients(values[i], d)
         if i > 0 or to_input:
