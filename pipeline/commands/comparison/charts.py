@@ -103,8 +103,9 @@ def overlay(curve: Curve, comparison: Comparison, shown: Sequence[str], blobs: B
         table = read_table(curve, blobs.get((run.experiment.commit, curve.path), b""))
         for name in table.columns[1:]:
             trace = marker(comparison, label, table[curve.x].tolist(), table[name].tolist())
-            dash = "solid" if name == curve.y[0] else "dash"
-            data.append(trace | {"name": plain(run.name), "mode": "lines", "line": {"dash": dash}})
+            trace["line"] = {"dash": "solid" if name == curve.y[0] else "dash"}
+            trace["marker"]["size"] = 4  # a single epoch is no line
+            data.append(trace | {"name": plain(run.name), "mode": "lines+markers"})
     layout = axes(curve.x, "")
     layout["xaxis"]["type"] = curve.scale
     return Chart(curve.path.stem, curve.title, curve.caption, 380, data, layout)

@@ -54,6 +54,7 @@ QUANTITIES = {
     "recall": Quantity("recall", 3, HIGHER, SCORES, "share of test images near samples"),
     "density": Quantity("density", 3, HIGHER, SCORES, "precision, less sensitive to outliers"),
     "coverage": Quantity("coverage", 3, HIGHER, SCORES, "share of test images with a sample near"),
+    "num_images": Quantity("images", 0, meaning="test images that the means are over"),
 }
 
 

@@ -26,13 +26,13 @@ UNLIKE = {
 
 def answer(comparison: Comparison) -> str:
     """Return the first thing a reader wants to know, as one sentence."""
-    best, rival = [*comparison.labels, "no other"][:2]
+    best, rival = [*comparison.labels, "no other configuration"][:2]
     base, leading = comparison.baseline, comparison.leading
     value = values(comparison)[leading][best]
     first = f"Best by mean {quantity(leading).symbol}: {best}, {value}"
     against = differences(comparison)[leading]
     if best == base:
-        return f"{first}; next: {rival}, {against.get(rival, NOTHING)}."
+        return f"{first}; next: {rival} {against.get(rival, NOTHING)}."
     return f"{first}; against {base}: {against[best]}."
 
 
@@ -107,7 +107,7 @@ def terminal(comparison: Comparison) -> str:
     table = results(comparison).drop(columns=comparison.params.columns)
     lead = table.filter(like="Δ").iloc[:, :1].add_suffix(f" to {comparison.baseline}")
     table = table.drop(columns=table.filter(like="Δ").columns).join(lead).map(ascii_text)
-    table = table.rename(index=lambda name: ascii_text(name)[:40], columns=ascii_text)
+    table = table.rename(index=lambda name: ascii_text(name)[:56], columns=ascii_text)
     return str(table.rename_axis(None).to_string())
 
 
