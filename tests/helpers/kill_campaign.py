@@ -17,8 +17,6 @@ import psutil
 from conftest import subset
 from helpers.repo import Repo, plant
 
-from pipeline.paths import HISTORY
-
 LOG = ".dvc/tmp/output.log"
 # About half a second per epoch, three times what makes a checkpoint due.
 LONG = {"num_epochs": 12, "sample_every": 5, "h_dim": 64, "batch_size": 1}
@@ -45,7 +43,6 @@ class Outcome:
     target: str
     moment: float  # seconds after the start of the command
     victims: int  # processes killed, 0 if the pipeline had ended before
-    epochs: int  # in the history at that moment
     resumed: int  # the epoch after which the training resumed, 0 if it did not
     commands: list[str]  # that recovered it
     same_lock: bool  # the dvc.lock is that of an execution without a kill
@@ -90,17 +87,22 @@ class Campaign:
     def trial(self, repo: Repo, mode: str, target: str, moment: float) -> Outcome:
         if mode == "queue":
             repo.run("dvc", "exp", "run", "--queue", *CHANGE)
-        process = start_in_background(repo, *COMMANDS[mode])
+        with (repo.root / LOG).open("a") as log:
+            process = subprocess.Popen(
+                COMMANDS[mode], cwd=repo.root, env=repo.environment(), stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
         time.sleep(moment)
-        epochs = epochs_written(repo)
         victims = kill(processes(repo, TARGETS[target]))
-        wait_until(
-            lambda: not processes(repo, r"-m pipeline\.stages|dvc (repro|exp run|exp queue)")
-        )
+        while processes(repo, r"-m pipeline\.stages|dvc (repro|exp run|exp queue)"):
+            time.sleep(0.1)
         process.wait(timeout=60)
         commands = recover(repo, mode)
+        logs = [repo.root / LOG, *repo.root.glob(".dvc/tmp/exps/run/*/*.out")]
+        text = "".join(path.read_text(errors="replace") for path in logs)
+        resumed = max(map(int, re.findall(r"resuming after epoch (\d+)", text)), default=0)
         return Outcome(
-            mode, target, round(moment, 1), victims, epochs, resumed_after(repo), commands,
+            mode, target, round(moment, 1), victims, resumed, commands,
             same_lock=lock_of(repo, mode) == self.locks[mode], one_run=has_one_run(repo),
         )  # fmt: skip
 
@@ -136,17 +138,7 @@ def queue_again(repo: Repo, run: Callable[[str], str]) -> None:
         run("dvc queue kill x")
     if not re.search(r"\bx\b.*Queued", status):
         run(" ".join(("dvc exp run --queue", *CHANGE)))
-    # A worker keeps the stdout that it was started with.
-    run("dvc queue start > /dev/null 2>&1")
-    wait_until(lambda: not re.search("Running|Queued", repo.run("dvc", "queue", "status")))
-
-
-def start_in_background(repo: Repo, *command: str) -> subprocess.Popen:
-    with (repo.root / LOG).open("a") as log:
-        return subprocess.Popen(
-            command, cwd=repo.root, env=repo.environment(), stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+    repo.run_queue()
 
 
 def processes(repo: Repo, pattern: str) -> list[psutil.Process]:
@@ -168,13 +160,6 @@ def kill(victims: list[psutil.Process]) -> int:
     return len(victims)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timeout"
-        time.sleep(0.1)
-
-
 def is_finished(repo: Repo, mode: str) -> bool:
     if mode == "workspace":
         return "up to date" in repo.run("dvc", "status", ok=None)
@@ -185,19 +170,6 @@ def lock_of(repo: Repo, mode: str) -> str:
     if mode == "workspace":
         return (repo.root / "dvc.lock").read_text()
     return repo.run("git", "show", f"{repo.experiment('x')}:dvc.lock")
-
-
-def epochs_written(repo: Repo) -> int:
-    """Lines in the history that is being written, in the workspace or an experiment's folder."""
-    histories = [repo.root / HISTORY, *repo.root.glob(f".dvc/tmp/exps/**/tmp*/{HISTORY}")]
-    return max((path.read_text().count("\n") - 1 for path in histories if path.exists()), default=0)
-
-
-def resumed_after(repo: Repo) -> int:
-    """The epoch after which the last training resumed, 0 if none did."""
-    logs = [repo.root / LOG, *repo.root.glob(".dvc/tmp/exps/run/*/*.out")]
-    text = "".join(path.read_text(errors="replace") for path in logs)
-    return max(map(int, re.findall(r"resuming after epoch (\d+)", text)), default=0)
 
 
 def has_one_run(repo: Repo) -> bool:

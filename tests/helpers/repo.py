@@ -81,7 +81,7 @@ class Repo:
     def set(self, **changes: object) -> None:
         set_params(self.root, changes)
 
-    def run_queue(self, jobs: int = 1, seconds: float = 300) -> str:
+    def run_queue(self, jobs: int = 1, seconds: float = 600) -> str:
         """Run all queued experiments; return what `dvc queue status` reports at the end."""
         # A worker keeps the stdout that it was started with.
         self.run("bash", "-c", f"dvc queue start -j {jobs} > .dvc/tmp/workers.log 2>&1")
