@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from pipeline.data.datasets import Split
 from pipeline.evaluation import importance
-from pipeline.evaluation.binarization import binarize
-from pipeline.evaluation.reconstruction import Recons
+from pipeline.evaluation.reconstruction import Recons, binarize
 from pipeline.model.network import Batch, Posterior, to_batch
 from pipeline.model.objective import ElboTerms, elbo_terms, reparameterize
 from pipeline.model.vae import VAE
@@ -27,26 +26,12 @@ from pipeline.runtime.device import one_thread
 from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal
 
 T = TypeVar("T")
+Proposal = tuple[int, float]
 
 BATCH = 1000
 # A chunk of `evidence`: on a CPU small enough for all cores to finish at about the same time.
 DRAWS = {"cpu": 25_000, "cuda": 100_000, "mps": 100_000}
 MAX_IMAGES = 500
-
-
-class Elbo(NamedTuple):
-    """−ELBO and what it was computed from, on the CPU."""
-
-    terms: ElboTerms  # each [N], in nats
-    mse: Tensor  # [N], squared error per pixel
-    posterior: Posterior  # [N, Z] each
-
-
-class Proposal(NamedTuple):
-    """K draws of z per image from N(μ, (scale σ)²)."""
-
-    num_samples: int
-    scale: float
 
 
 class Evidence(NamedTuple):
@@ -60,8 +45,8 @@ class Evidence(NamedTuple):
 
 @one_thread()
 @torch.no_grad()
-def elbo(model: VAE, split: Split) -> Elbo:
-    """−ELBO of each image.
+def elbo(model: VAE, split: Split) -> tuple[ElboTerms, Tensor, Posterior]:
+    """(−ELBO, squared error per pixel, q(z|x)) of each image, on the CPU.
 
     One z ~ q(z|x) is sampled per image. At z = μ the value would be about 10 nats lower, and is no
     bound.
@@ -74,8 +59,8 @@ def elbo(model: VAE, split: Split) -> Elbo:
         posteriors.append(model.encode(batch))
         mean = model.mean(reparameterize(posteriors[-1], eps[chosen]), batch.y)
         errors.append((mean - batch.x).square().mean(dim=-1))
-    posterior = Posterior(*concatenate(posteriors))
-    return Elbo(ElboTerms(*concatenate(terms)), torch.cat(errors).cpu(), posterior)
+    mse = torch.cat(errors).cpu()
+    return ElboTerms(*concatenate(terms)), mse, Posterior(*concatenate(posteriors))
 
 
 def select(split: Split, chosen: slice | Tensor, device: torch.device) -> Batch:
@@ -108,6 +93,8 @@ def evidence(
     model: VAE, split: Split, recons: Recons, proposal: Proposal, workers: Callable[[], int]
 ) -> Evidence:
     """Bounds of −log p(x) of each image by importance sampling, with a progress bar.
+
+    proposal: (K, scale) for K draws per image from N(μ, (scale σ)²).
 
     On the CPU `workers()` chunks, asked before each one, are computed at a time. Results do not
     depend on it, nor on the number of threads that PyTorch is set to.

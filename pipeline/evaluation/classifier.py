@@ -6,7 +6,6 @@ threads, so the bits depend on their number.
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
+from tqdm import tqdm
 
 from pipeline.data.datasets import Split, to_unit
 from pipeline.errors import UserError
@@ -30,9 +30,6 @@ BATCH = 128
 PEAK = 1e-2  # learning rate of Adam, which rises to it in the first WARM_UP of all steps
 WARM_UP = 0.15
 CHUNK = 500  # images classified at a time
-
-
-Record = dict[str, float]
 
 
 class Classified(NamedTuple):
@@ -75,38 +72,32 @@ def new_classifier(dataset: str, image_shape: tuple[int, int], num_classes: int)
         return Classifier(image_shape, num_classes)
 
 
-def train_classifier(model: Classifier, split: Split, num_epochs: int) -> Iterator[Record]:
-    """Train `model` in place on the CPU; yields the mean loss in nats and accuracy of each epoch.
+@one_thread()
+def train_classifier(model: Classifier, split: Split, num_epochs: int = EPOCHS) -> None:
+    """Train `model` in place on the CPU, with a progress bar.
 
     Every batch is shifted by up to a pixel each way, differently in every epoch.
     """
-    n = len(split.images)
-    images = split.images.view(-1, *split.image_shape)
-    steps = math.ceil(n / BATCH)
-    optimizer = Adam(model.parameters(), fused=True)
-    schedule = OneCycleLR(
-        optimizer, PEAK, total_steps=num_epochs * steps, pct_start=WARM_UP,
-        anneal_strategy="linear", cycle_momentum=False,
-    )  # fmt: skip
     model.train()
-    for epoch in range(1, num_epochs + 1):
-        order = permutation(n, PROTOCOL_SEED, "classifier/shuffle", epoch)
+    images, labels = split.images.view(-1, *split.image_shape), split.labels.long()
+    steps = math.ceil(len(images) / BATCH)
+    optimizer = Adam(model.parameters(), fused=True)
+    total = num_epochs * steps
+    schedule = OneCycleLR(
+        optimizer, PEAK, total, pct_start=WARM_UP, anneal_strategy="linear", cycle_momentum=False
+    )
+    for epoch in tqdm(range(1, num_epochs + 1), unit="epoch", disable=None):
+        order = permutation(len(images), PROTOCOL_SEED, "classifier/shuffle", epoch)
         draw = generator(PROTOCOL_SEED, "classifier/shift", epoch)
         shifts = torch.randint(-1, 2, (steps, 2), generator=draw).tolist()
-        loss, correct = 0.0, 0
-        with one_thread():
-            # Batches of about equal size: batch norm cannot use a last batch of one image.
-            for batch, shift in zip(order.tensor_split(steps), shifts, strict=True):
-                x, y = images[batch].roll(shift, dims=(1, 2)), split.labels[batch].long()
-                _, logits = model(to_unit(x.flatten(1)))
-                mean = cross_entropy(logits, y)
-                optimizer.zero_grad()
-                mean.backward()
-                optimizer.step()
-                schedule.step()
-                loss += mean.item() * len(y)
-                correct += int((logits.argmax(dim=-1) == y).sum())
-        yield {"loss": loss / n, "accuracy": correct / n}
+        # Batches of about equal size: batch norm cannot use a last batch of one image.
+        for batch, shift in zip(order.tensor_split(steps), shifts, strict=True):
+            shifted = images[batch].roll(shift, dims=(1, 2))
+            _, logits = model(to_unit(shifted.flatten(1)))
+            optimizer.zero_grad()
+            cross_entropy(logits, labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
 
 
 @one_thread()

@@ -5,21 +5,27 @@ A Figure is made without pyplot, which would look for a display and keep every f
 
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from pipeline.figures.grids import Shape, tile
 
+# Colors of Okabe & Ito, which color-blind readers can distinguish, and four more.
+COLORS = [
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9",
+    "#E69F00", "#B8A800", "#000000", "#7B4FA3", "#8C564B",
+]  # fmt: skip
 matplotlib.rcdefaults()  # not the settings of a user, which would change bytes
 matplotlib.rcParams |= {
+    "axes.prop_cycle": cycler(color=COLORS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,
@@ -30,11 +36,6 @@ matplotlib.rcParams |= {
     "savefig.dpi": 130,
 }
 WIDTH = 7.0  # inches
-# Colors of Okabe & Ito, which color-blind readers can distinguish, and four more.
-BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#999999"
-CLASSES = (
-    BLUE, "#E69F00", GREEN, "#CC79A7", "#56B4E9", ORANGE, "#B8A800", "#000000", "#7B4FA3", "#8C564B"
-)  # fmt: skip
 
 
 def draw_rows(
@@ -59,7 +60,7 @@ def draw_kl(kl: pd.DataFrame, path: Path) -> None:
     """The KL of each latent dimension (rank, kl, active), the largest first; inactive ones gray."""
     figure = Figure(figsize=(WIDTH, 3))
     axes = figure.subplots()
-    axes.bar(kl["rank"], kl.kl, color=kl.active.map({1: BLUE, 0: GRAY}), width=0.8)
+    axes.bar(kl["rank"], kl.kl, color=kl.active.map({1: "C0", 0: "0.6"}), width=0.8)
     axes.set_title(f"KL per latent dimension: {kl.active.sum()} of {len(kl)} active")
     axes.set(xlabel="latent dimension, by KL (gray: Var μ ≤ 0.01)", ylabel="nats per image")
     axes.set_ylim(bottom=0)
@@ -73,9 +74,9 @@ def draw_codes(mu: Tensor, labels: Tensor, path: Path) -> None:
     figure = Figure(figsize=(WIDTH, 5.5))
     axes = figure.subplots()
     axes.set(title=f"posterior means of {len(mu):,} test images", xlabel=x_label, ylabel=y_label)
-    for label, color in zip(labels.unique().tolist(), cycle(CLASSES), strict=False):
+    for label in labels.unique().tolist():
         x, y = points[labels == label].T.numpy()
-        axes.plot(x, y, ".", markersize=2, alpha=0.5, color=color, label=label)
+        axes.plot(x, y, ".", markersize=2, alpha=0.5, label=label)
     legend = axes.legend(title="label", markerscale=6, bbox_to_anchor=(1, 1), loc="upper left")
     for handle in legend.get_lines():
         handle.set_alpha(1)
@@ -103,8 +104,8 @@ def draw_bound(bound: pd.DataFrame, proposals: dict[str, str], path: Path) -> No
     """The bound of −log p(x) over K (columns k, NAME, NAME_se) for each proposal, by its name."""
     figure = Figure(figsize=(8, 3.4))
     far, near = figure.subplots(1, 2)
-    for (name, text), color in zip(proposals.items(), (BLUE, ORANGE, GREEN), strict=True):
-        style = {"label": text, "color": color, "marker": "o", "markersize": 4, "capsize": 2}
+    for name, text in proposals.items():
+        style = {"label": text, "marker": "o", "markersize": 4, "capsize": 2}
         for axes in (far,) if name == "prior" else (far, near):
             axes.errorbar(bound.k, bound[name], bound[f"{name}_se"], **style)
     for axes, title in ((far, "upper bound of −log p(x) from K draws"), (near, "from q alone")):

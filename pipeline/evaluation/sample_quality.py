@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.runtime.device import one_thread
 
 NEIGHBORS = 5
-CHUNK = 1 << 21  # distances computed at a time
+CHUNK = 200  # points whose distances are computed at a time
 TOLERANCE = 1e-12  # rounding of squared distances, relative to the largest squared norm
 
 
@@ -61,7 +61,7 @@ def prdc(real: Tensor, fake: Tensor, k: int = NEIGHBORS) -> dict[str, float]:
     squared_radii_fake = _squared_radii(fake, k) + TOLERANCE * largest
     balls = torch.zeros(len(fake), dtype=torch.float64)  # of real points, around each fake point
     recalled, covered = [], []
-    chunks = squared_radii.split(_rows(fake))
+    chunks = squared_radii.split(CHUNK)
     for squares, limits in zip(_squared_distances(real, fake), chunks, strict=True):
         inside = squares <= limits.unsqueeze(1)
         balls += inside.sum(dim=0)
@@ -86,10 +86,6 @@ def _squared_radii(points: Tensor, k: int) -> Tensor:
 def _squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
     """|a|² + |b|² − 2 a·b, some rows of [A, B] at a time; in float64 the error is negligible."""
     norms = b.square().sum(dim=1)
-    for chunk in a.split(_rows(b)):
+    for chunk in a.split(CHUNK):
         own_norms = chunk.square().sum(dim=1, keepdim=True)
         yield torch.addmm(norms, chunk, b.T, alpha=-2).add_(own_norms)
-
-
-def _rows(b: Tensor) -> int:
-    return max(1, CHUNK // len(b))

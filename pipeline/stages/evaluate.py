@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pyarrow
@@ -20,12 +19,11 @@ from pipeline import paths
 from pipeline.data.datasets import Split, load_split, to_unit
 from pipeline.errors import run, writing
 from pipeline.evaluation import bounds, latent_code, probe
-from pipeline.evaluation.binarization import binarize, digest
-from pipeline.evaluation.bounds import Evidence, Proposal, summary
+from pipeline.evaluation.bounds import Evidence, summary
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.latent_walks import draw_walks
 from pipeline.evaluation.plots import draw_bound, draw_codes, draw_kl
-from pipeline.evaluation.reconstruction import Recons, choose
+from pipeline.evaluation.reconstruction import Recons, binarize, choose, digest
 from pipeline.evaluation.sample_quality import quality
 from pipeline.figures.grids import save_grid, save_pairs
 from pipeline.figures.samples import generate, reconstruct
@@ -47,18 +45,18 @@ def main() -> None:
     model = load_vae(paths.MODEL).to(device)
     cores = partial(share_of_cores, torch.get_num_threads())
 
-    elbo = bounds.elbo(model, split)
+    terms, mse, posterior = bounds.elbo(model, split)
     recons = choose(model, bounds.select(split, slice(10), device))
-    proposal = Proposal(params.eval_samples, params.eval_proposal_scale)
+    proposal = (params.eval_samples, params.eval_proposal_scale)
     evidence = bounds.evidence(model, split, recons, proposal, cores)
     per_image = {
-        "neg_elbo": elbo.terms.neg_elbo,
-        **elbo.terms._asdict(),
+        "neg_elbo": terms.neg_elbo,
+        **terms._asdict(),
         "nll": evidence.widened[:, -1],
         "nll_binarized": evidence.binarized,
     }
     others = {
-        "mse": elbo.mse,
+        "mse": mse,
         "jensen_gap": per_image["neg_elbo"] - per_image["nll"],
         "neg_iwae": evidence.plain[:, -1],
         "ess": evidence.ess,
@@ -71,16 +69,17 @@ def main() -> None:
         set_threads(1)  # the steps run at the same time, one core each
         with ThreadPoolExecutor(cores()) as pool:
             steps = (
-                pool.submit(predict_labels, model, split, elbo.posterior),
+                pool.submit(predict_labels, model, split, posterior),
                 pool.submit(compare_samples, model, split),
-                pool.submit(describe_code, model, split, elbo.posterior),
+                pool.submit(describe_code, model, split, posterior),
                 pool.submit(describe_bounds, model, split, recons, evidence, params.eval_samples),
             )
         for step in steps:
             metrics |= step.result()
         metrics["num_images"] = len(split.images)
-        save_json(paths.METRICS, {name: metrics[name] for name in HEADLINE})
-        save_json(paths.EVALUATION, metrics)
+        headline = {name: metrics[name] for name in HEADLINE}
+        for path, values in ((paths.METRICS, headline), (paths.EVALUATION, metrics)):
+            path.write_text(json.dumps({"test": values}, indent=2, allow_nan=False) + "\n")
     print(
         "evaluate: -log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image over {num_images} test "
         "images; -ELBO {neg_elbo:.2f}, recon {recon:.2f}, KL {kl:.2f}; {active_units} active "
@@ -98,7 +97,7 @@ def describe_bounds(
     columns = zip(evidence.widened.T, evidence.plain.T, prior.T, strict=True)
     table = pd.DataFrame([summary(dict(zip(PROPOSALS, column, strict=True))) for column in columns])
     table.insert(0, "k", bounds.sample_sizes(num_samples))
-    save_table(table, paths.BOUND)
+    table.to_csv(paths.BOUND, index=False)
     draw_bound(table, PROPOSALS, paths.FIGURES / "bound.png")
     return summary({"nll_prior": prior[:, -1]})
 
@@ -110,7 +109,7 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
     table = table.rename_axis("dimension").reset_index()
     table = table.sort_values("kl", ascending=False, kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
-    save_table(table, paths.KL_PER_DIMENSION)
+    table.to_csv(paths.KL_PER_DIMENSION, index=False)
     draw_kl(table, paths.FIGURES / "kl_per_dimension.png")
     draw_codes(posterior.mu, split.labels, paths.FIGURES / "posterior_means.png")
     draw_walks(model, split, posterior.mu, table, paths.FIGURES)
@@ -123,8 +122,7 @@ def predict_labels(model: VAE, split: Split, posterior: Posterior) -> dict[str, 
     """Accuracy of classifiers trained on the training images' μ at predicting the label."""
     train = load_split(paths.DATASET, "train")
     codes = (bounds.encode(model, train).mu, train.labels, posterior.mu, split.labels)
-    knn, linear = probe.knn_correct(*codes), probe.linear_correct(*codes)
-    return summary({"knn_accuracy": knn, "probe_accuracy": linear})
+    return summary({name: probe.correct(name, *codes) for name in probe.PROBES})
 
 
 def compare_samples(model: VAE, split: Split) -> dict[str, float]:
@@ -135,7 +133,7 @@ def compare_samples(model: VAE, split: Split) -> dict[str, float]:
     classes = pd.DataFrame({"samples": fake.classes, "test": real.classes})
     shares = classes.apply(lambda column: column.value_counts(normalize=True))
     shares = shares.reindex(range(classifier.num_classes), fill_value=0.0).fillna(0.0)
-    save_table(shares.rename_axis("label").reset_index(), paths.CLASSES)
+    shares.rename_axis("label").to_csv(paths.CLASSES)
     return quality(real.features, fake.features)
 
 
@@ -157,16 +155,6 @@ def save_samples(model: VAE, split: Split) -> None:
     save_grid(generate(model, split.labels[:128]), split.image_shape, paths.GENERATED)
     reconstructions = reconstruct(model, images, labels)
     save_pairs(to_unit(images), reconstructions, split.image_shape, paths.RECONSTRUCTED)
-
-
-def save_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV; floats read back equal."""
-    table.to_csv(path, index=False, lineterminator="\n")
-
-
-def save_json(path: Path, metrics: Mapping[str, float]) -> None:
-    """Write metrics of the test split."""
-    path.write_text(json.dumps({"test": metrics}, indent=2, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

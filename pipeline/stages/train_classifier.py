@@ -7,13 +7,9 @@ the score of real training images against the test images.
 import json
 import math
 
-from tqdm import tqdm
-
-from pipeline.data.datasets import Split, dataset_name, load_split
+from pipeline.data.datasets import dataset_name, load_split
 from pipeline.errors import UserError, run, writing
 from pipeline.evaluation.classifier import (
-    EPOCHS,
-    Classifier,
     classify,
     new_classifier,
     save_classifier,
@@ -34,7 +30,7 @@ def main() -> None:
     print(f"train_classifier: {len(train.images)} images of {name}")
 
     model = new_classifier(name, train.image_shape, int(train.labels.max()) + 1)
-    run_epochs(model, train)
+    train_classifier(model, train)
     save_classifier(model, CLASSIFIER)
 
     real = classify(model, test.images)
@@ -59,15 +55,6 @@ def main() -> None:
         f"distance of {count} training images {floor['frechet_distance']:.4f}"
     )
     print(f"train_classifier: wrote {CLASSIFIER} and {CLASSIFIER_REPORT}")
-
-
-def run_epochs(model: Classifier, split: Split) -> None:
-    """Train with a progress bar, on the CPU whatever device trains the VAE."""
-    epochs = train_classifier(model, split, EPOCHS)
-    with tqdm(epochs, total=EPOCHS, unit="epoch", disable=None) as progress:
-        for record in progress:
-            loss, accuracy = record["loss"], record["accuracy"]
-            progress.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.4f}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.data.datasets import Split, to_unit
+from pipeline.data.datasets import Split
 from pipeline.errors import UserError
 from pipeline.evaluation import classifier
 from pipeline.evaluation.classifier import (
@@ -25,7 +25,7 @@ from pipeline.runtime.tensor_file import write_tensors
 def trained(small_train) -> Classifier:
     """A classifier of 600 images, which is right about four of five others."""
     model = new_classifier("mnist", (28, 28), 10)
-    list(train_classifier(model, small_train, 8))
+    train_classifier(model, small_train, 8)
     return model
 
 
@@ -34,11 +34,6 @@ def test_few_images_are_enough_to_classify_others(trained, small_test):
     assert (classes == small_test.labels).double().mean() > 0.8
     assert features.shape == (200, FEATURES) and features.dtype == torch.float32
     assert (features >= 0).all() and classes.dtype == torch.int64
-
-
-def test_bytes_and_floats_are_classified_alike(trained, small_test):
-    ours, theirs = (classify(trained, x) for x in (small_test.images, to_unit(small_test.images)))
-    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
@@ -50,20 +45,10 @@ def test_features_do_not_depend_on_chunks_or_other_images(trained, small_test, m
     assert torch.equal(classes, whole.classes[:130])
 
 
-def test_the_loss_falls_and_the_number_of_threads_is_restored(small_train, set_threads):
-    set_threads(3)
-    model = new_classifier("mnist", (28, 28), 10)
-    records = list(train_classifier(model, small_train, 3))
-    classify(model, small_train.images[:9])
-    assert records[2]["loss"] < records[0]["loss"]
-    assert records[2]["accuracy"] > records[0]["accuracy"]
-    assert torch.get_num_threads() == 3
-
-
 @pytest.mark.parametrize("n", [2, 129, 257])
 def test_no_number_of_images_gives_a_batch_of_one(small_train, n):
     few = replace(small_train, images=small_train.images[:n], labels=small_train.labels[:n])
-    assert len(list(train_classifier(new_classifier("mnist", (28, 28), 10), few, 1))) == 1
+    train_classifier(new_classifier("mnist", (28, 28), 10), few, 1)
 
 
 def test_images_of_another_shape_are_classified(tmp_path):
@@ -71,7 +56,7 @@ def test_images_of_another_shape_are_classified(tmp_path):
     images = torch.randint(0, 256, (60, 20 * 33), generator=draw, dtype=torch.uint8)
     split = Split(images, torch.arange(60, dtype=torch.uint8) % 13, (20, 33))
     model = new_classifier("other", (20, 33), 13)
-    list(train_classifier(model, split, 1))
+    train_classifier(model, split, 1)
     save_classifier(model, tmp_path / "c")
     ours, theirs = classify(model, images), classify(load_classifier(tmp_path / "c"), images)
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
@@ -88,10 +73,11 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(small_train, tmp_path, 
     for threads in (1, 2, 3):
         set_threads(threads)
         model = new_classifier("mnist", (28, 28), 10)
-        list(train_classifier(model, small_train, 1))
+        train_classifier(model, small_train, 1)
         save_classifier(model, tmp_path / "classifier")
         features = classify(model, small_train.images).features.numpy().tobytes()
         results.add((features, (tmp_path / "classifier").read_bytes()))
+        assert torch.get_num_threads() == threads
     assert len(results) == 1
 
 

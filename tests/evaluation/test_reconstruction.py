@@ -2,19 +2,20 @@ import math
 
 import pytest
 import torch
+from conftest import read_idx_split
 from helpers.models import small_vae
 from torch.distributions import Bernoulli as TorchBernoulli
 
 from pipeline.data.datasets import to_unit
-from pipeline.evaluation.binarization import binarize
 from pipeline.evaluation.reconstruction import (
     FAST,
     LIMIT,
-    Recons,
     bernoulli,
     bernoulli_clamped,
+    binarize,
     choose,
     definition,
+    digest,
 )
 from pipeline.model.likelihood import LIKELIHOODS, Bernoulli
 from pipeline.model.network import Batch
@@ -96,9 +97,17 @@ def test_an_edited_likelihood_is_used_and_reported(batch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_likelihood_without_a_fast_version_needs_none(batch, capsys):
-    model = small_vae()
-    model.likelihood = Bernoulli()
-    model.likelihood.name = "another"
-    assert isinstance(choose(model, batch), Recons)
-    assert capsys.readouterr().err == ""
+def test_the_binarization_of_the_test_images_never_changes(mnist):
+    """It is drawn from integers, so it is the same on any machine."""
+    images, _ = read_idx_split(mnist, "test")
+    expected = "ccf7f7f10fbe12fa3b3bb07bcd58106ea53513ae3275af0707329a85343d56a7"
+    assert digest(binarize(images.flatten(1))) == expected
+
+
+def test_a_pixel_is_white_with_the_probability_of_its_gray_value():
+    values = torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8)
+    shares = to_unit(binarize(values.expand(200_000, -1))).mean(dim=0)
+    expected = values / 255
+    errors = (expected * (1 - expected) / 200_000).sqrt()
+    assert ((shares - expected).abs() <= 4 * errors).all()
+    assert shares[0] == 0 and shares[-1] == 1

@@ -12,8 +12,8 @@ from pipeline import paths
 from pipeline.data.datasets import load_split
 from pipeline.errors import UserError
 from pipeline.evaluation import bounds
-from pipeline.evaluation.binarization import binarize, digest
 from pipeline.evaluation.classifier import classify, load_classifier
+from pipeline.evaluation.reconstruction import binarize, digest
 from pipeline.model.vae import load_vae
 from pipeline.runtime import cores
 from pipeline.stages import evaluate
@@ -46,7 +46,7 @@ def test_evaluation_json_has_the_means_of_per_image_values_with_standard_errors(
         "eval_proposal_scale": 1.4,
         "likelihood": "bernoulli",
     }
-    assert table["recon"].to_pylist() == bounds.elbo(model, split).terms.recon.tolist()
+    assert table["recon"].to_pylist() == bounds.elbo(model, split)[0].recon.tolist()
     for column in IN_NATS:
         values = table[column].to_numpy().astype("float64")
         error = values.std(ddof=1) / math.sqrt(200)
