@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, writing
 from pipeline.runtime.files import atomic_write, checkpoint_path, home
 from pipeline.runtime.git import here
 
@@ -50,7 +50,8 @@ class PendingRun:
 
     def save(self) -> None:
         """Write the record; a reader never sees half of it."""
-        atomic_write(self.path, json.dumps(asdict(self)).encode())
+        with writing(self.path):
+            atomic_write(self.path, json.dumps(asdict(self)).encode())
 
     def finish(self, model_sha256: str) -> None:
         """Record that the training has written this model."""
@@ -79,7 +80,7 @@ def pending_runs() -> list[PendingRun]:
 def find_pending(**values: str) -> PendingRun | None:
     """A record with these values, for example of `experiment` and `model_sha256`."""
     for record in pending_runs():
-        if values.items() <= {key: str(value) for key, value in asdict(record).items()}.items():
+        if all(getattr(record, name) == value for name, value in values.items()):
             return record
     return None
 

@@ -23,21 +23,15 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import UserError
+from pipeline.tracking.run_note import SHOWN
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 FAILURES = (MlflowException, SQLAlchemyError, RequestException, OSError, ImportError, ValueError)
 # The UI's table shows neither parameters nor metrics unless each is selected; this view has them.
 # Its form is not documented: a version of MLflow that does not know it ignores it.
-COLUMNS = ("z_dim", "h_dim", "num_epochs", "learning_rate", "seed")
-METRICS = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance")
-RESULTS_VIEW = {
-    "orderByKey": "metrics.`test/nll`",
-    "orderByAsc": True,
-    "selectedColumns": [
-        *(f"metrics.`test/{name}`" for name in METRICS),
-        *(f"params.`{name}`" for name in COLUMNS),
-    ],
-}
+COLUMNS = [f"metrics.`test/{name}`" for name in SHOWN]
+COLUMNS += [f"params.`{name}`" for name in ("z_dim", "h_dim", "num_epochs", "seed")]
+VIEW = {"orderByKey": COLUMNS[0], "orderByAsc": True, "selectedColumns": COLUMNS}
 LOCAL_UI = "http://127.0.0.1:5000"  # `make ui`
 
 
@@ -100,19 +94,15 @@ class Store:
 
     def url(self, run: Run) -> str:
         """The page of a run: on the server, or of `make ui`."""
+        server = re.sub(r"//.*@", "//", self.uri) if self.uri.startswith("http") else LOCAL_UI
         path = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
         # Without workflowType the UI may open in its view for language models.
-        return f"{ui_address(self.uri)}/#/{path}?workflowType=machine_learning"
+        return f"{server.rstrip('/')}/#/{path}?workflowType=machine_learning"
 
 
 def experiments_of(run: Run) -> list[str]:
     """The DVC experiments of a run: the one that computed it, then those with its results."""
     return re.findall(r"[^, ]+", run.data.tags.get("dvc.exp_name", ""))
-
-
-def ui_address(uri: str) -> str:
-    """Where a browser finds the UI of a store: the server without a password, or `make ui`."""
-    return re.sub(r"//.*@", "//", uri).rstrip("/") if uri.startswith("http") else LOCAL_UI
 
 
 @store_errors()
@@ -147,7 +137,7 @@ def _new_store(root: Path) -> Store:
     client = _client(uri)
     # A server knows where its artifacts go.
     location = None if uri.startswith("http") else (root / "mlartifacts").as_uri()
-    view = {"name": "Results", "createdAt": 0, "updatedAt": 0, "state": json.dumps(RESULTS_VIEW)}
+    view = {"name": "Results", "createdAt": 0, "updatedAt": 0, "state": json.dumps(VIEW)}
     tags = {
         # Without this tag the UI opens the experiment in its view for language models.
         "mlflow.experimentKind": "custom_model_development",

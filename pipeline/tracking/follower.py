@@ -36,14 +36,20 @@ def main() -> None:
     record = load_pending(Path(sys.argv[1]))
     # Locked as long as this process lives: no other process writes the run.
     with FileLock(record.lock):
-        end = follow(record)
+        stream, end = follow(record)
+        if stream and end in STATUS:
+            with suppress(UserError):
+                stream.store.close(stream.run.info.run_id, STATUS[end])
     if end == "failed":
         record.remove()
     os._exit(0)  # at a normal exit MLflow would close the run
 
 
-def follow(record: PendingRun) -> str:
-    """Send every epoch; while the store is unreachable, try again later. Return how it ended."""
+def follow(record: PendingRun) -> tuple["Stream | None", str]:
+    """Send every epoch; while the store is unreachable, try again later.
+
+    Returns the MLflow run, if it was begun, and how the training ended.
+    """
     stream: Stream | None = None
     times: dict[int, int] = {}  # when each epoch was seen first, in milliseconds
     wait = POLL
@@ -62,11 +68,7 @@ def follow(record: PendingRun) -> str:
                     report(f"{error}; training continues, and `log` will upload the missing data")
                 stream, wait = None, PAUSE
         if ended:
-            end = sys.stdin.read() or "killed"
-            if stream and end in STATUS:
-                with suppress(UserError):
-                    stream.store.close(stream.run.info.run_id, STATUS[end])
-            return end
+            return stream, sys.stdin.read() or "killed"
 
 
 def begin(record: PendingRun) -> "Stream":
@@ -81,11 +83,8 @@ def begin(record: PendingRun) -> "Stream":
 
 def complete_lines() -> pd.DataFrame:
     """The history without a line that is still being written."""
-    with suppress(FileNotFoundError):
-        text, newline, _ = HISTORY.read_text(encoding="utf-8").rpartition("\n")
-        if newline:
-            return read_history(io.StringIO(text))
-    return pd.DataFrame({"epoch": []})
+    text = HISTORY.read_text(encoding="utf-8") if HISTORY.exists() else ""
+    return read_history(io.StringIO(text[: text.rfind("\n") + 1] or "epoch\n"))
 
 
 def report(message: str) -> None:

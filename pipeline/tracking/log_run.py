@@ -41,11 +41,12 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
             if run is None:
                 name = source.experiment or short_name(results.params)
                 run = store.client.create_run(store.experiment_id, made, tags, name)
-            store.tag(run, tags, results.params.model_dump())
+            finished = run.info.status == "FINISHED"  # it only lost its artifacts
+            if not finished:
+                store.tag(run, tags, results.params.model_dump())
             fill(store, run, results, artifact(source))
-            # FINISHED, set last, means complete. A run that only lost its artifacts keeps its end.
-            ended = run.info.end_time if run.info.status == "FINISHED" else made
-            store.close(run.info.run_id, "FINISHED", ended)
+            if not finished:  # set last: FINISHED means complete
+                store.close(run.info.run_id, "FINISHED", made)
             message = f"MLflow run {run.info.run_name}: {store.url(run)}"
         if record:
             record.remove()

@@ -1,7 +1,6 @@
 """The MLflow run of a training that is still running."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -12,7 +11,7 @@ from pipeline.runtime.files import home
 from pipeline.runtime.git import Source
 from pipeline.runtime.pending_run import PendingRun
 from pipeline.tracking.client import open_store, store_errors
-from pipeline.tracking.results import sample_pictures
+from pipeline.tracking.results import Picture, sample_pictures
 from pipeline.tracking.run_note import short_name, tags_of
 from pipeline.tracking.upload import add_pictures, add_points, history_points, points_of
 
@@ -34,7 +33,7 @@ class Stream:
         self.store.client.update_run(run.info.run_id, status="RUNNING", name=self.name)
         self.run = run
         self.points = points_of(self.store, run)
-        self.pictures: set[Path] = set()
+        self.pictures: set[Picture] = set()
         mlflow.set_tracking_uri(self.store.uri)
         if mlflow.active_run() is None:
             mlflow.start_run(run.info.run_id, log_system_metrics=True)
@@ -45,8 +44,8 @@ class Stream:
         points = history_points(history, times)
         add_points(self.store, self.run, points, self.points)
         self.points |= {(point.key, point.step) for point in points}
-        due = [each for each in sample_pictures(SAMPLES) if each.step <= history["epoch"].max()]
-        new = [picture for picture in due if picture.path not in self.pictures]
+        last = history["epoch"].max()
+        new = {each for each in sample_pictures(SAMPLES) if each.step <= last} - self.pictures
         if new:
-            add_pictures(self.store, self.run, new)
-            self.pictures |= {picture.path for picture in new}
+            add_pictures(self.store, self.run, sorted(new))
+            self.pictures |= new

@@ -9,32 +9,25 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
-from mlflow.entities import (
-    LoggedModel,
-    LoggedModelOutput,
-    LoggedModelStatus,
-    Metric,
-    Run,
-    dataset,
-    dataset_input,
-    input_tag,
-)
+from mlflow import entities
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
 from mlflow.models import ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from PIL import Image
 
 from pipeline.paths import DATASET, EVALUATION, MODEL
 from pipeline.tracking.client import Store, store_errors
-from pipeline.tracking.results import Picture, Results, Split
+from pipeline.tracking.results import Picture, Results
 
 BATCH = 1000  # the most metrics that MLflow accepts in one call
 CODE = Path(__file__).parents[1]
 REQUIRED = ("mlflow", "numpy", "safetensors", "torch")
-SERVED = ("__init__.py", "errors.py", "data", "model", "runtime")  # what the model imports
+NOT_SERVED = ("__pycache__", "commands", "evaluation", "figures", "stages", "tracking", "training")
 DIFF = "git.diff"
 Point = tuple[str, int]  # metric, step
 
@@ -42,14 +35,15 @@ Point = tuple[str, int]  # metric, step
 def fill(store: Store, run: Run, results: Results, diff: bytes) -> None:
     """Add to `run` everything of `results` that it lacks. diff: the code against the baseline."""
     client, run_id = store.client, run.info.run_id
-    client.log_inputs(run_id, [_input(split, results) for split in results.splits])
+    splits = results.splits.items()
+    client.log_inputs(run_id, [_input(results.params.dataset, *split) for split in splits])
     add_pictures(store, run, results.pictures)
-    with tempfile.TemporaryDirectory() as scratch:
-        for path in results.reports:
-            _copy(results.folder / path, Path(scratch, path))
-        if diff:
+    for path in results.reports:
+        client.log_artifact(run_id, str(results.folder / path), path.parent.as_posix())
+    if diff:
+        with tempfile.TemporaryDirectory() as scratch:
             Path(scratch, DIFF).write_bytes(diff)
-        client.log_artifacts(run_id, scratch)
+            client.log_artifacts(run_id, scratch)
     model_id = _add_model(store, run, results)
     # If the training was not followed its times are unknown: any will do that are always the same.
     times = {epoch: run.info.start_time + epoch for epoch in results.history["epoch"]}
@@ -113,28 +107,24 @@ def download(store: Store, run: Run, folder: Path) -> bytes:
         if entry.path in ("reports", DIFF):
             client.download_artifacts(run_id, entry.path, str(folder))
     if model := _model_of(store, run):
+        (folder / MODEL.parent).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            uri = f"models:/{model.model_id}"
-            saved = mlflow.artifacts.download_artifacts(
-                uri, dst_path=scratch, tracking_uri=store.uri
-            )
-            _copy(Path(saved, "artifacts", MODEL.name), folder / MODEL)
+            uri = f"models:/{model.model_id}/artifacts/{MODEL.name}"
+            file = mlflow.artifacts.download_artifacts(uri, None, None, scratch, store.uri)
+            shutil.copy(file, folder / MODEL)
     diff = folder / DIFF
     return diff.read_bytes() if diff.exists() else b""
 
 
-def _input(split: Split, results: Results) -> dataset_input.DatasetInput:
-    profile = {"num_rows": split.num_images, "sha256": split.sha256}
-    images = dataset.Dataset(
-        name=results.params.dataset,
-        digest=split.sha256[:32],  # MLflow accepts 36 characters
+def _input(dataset: str, name: str, split: Mapping[str, Any]) -> entities.DatasetInput:
+    images = entities.Dataset(
+        name=dataset,
+        digest=split["sha256"][:32],  # MLflow accepts 36 characters
         source_type="local",
         source=json.dumps({"uri": DATASET.as_posix()}),
-        profile=json.dumps(profile),
+        profile=json.dumps({"num_rows": split["num_images"], "sha256": split["sha256"]}),
     )
-    return dataset_input.DatasetInput(
-        images, [input_tag.InputTag("mlflow.data.context", split.name)]
-    )
+    return entities.DatasetInput(images, [entities.InputTag("mlflow.data.context", name)])
 
 
 def _model_of(store: Store, run: Run) -> LoggedModel | None:
@@ -156,17 +146,18 @@ def _add_model(store: Store, run: Run, results: Results) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         client.log_model_artifacts(model.model_id, str(_save_model(results, Path(scratch))))
     if model.status != LoggedModelStatus.READY:
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, len(results.history))])
+        client.log_outputs(
+            run_id, [entities.LoggedModelOutput(model.model_id, len(results.history))]
+        )
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return str(model.model_id)
 
 
 def _save_model(results: Results, scratch: Path) -> Path:
     """Save the model from code: the safetensors file, served_model.py, its imports; no pickle."""
-    for name in SERVED:
-        _copy(CODE / name, scratch / "pipeline" / name)
+    shutil.copytree(CODE, scratch / "pipeline", ignore=shutil.ignore_patterns(*NOT_SERVED))
     # Copied, because MLflow writes down the path that it is given.
-    _copy(CODE / "tracking" / "served_model.py", scratch / "served_model.py")
+    shutil.copy(CODE / "tracking" / "served_model.py", scratch)
     mlflow.pyfunc.save_model(
         scratch / "model",
         python_model=str(scratch / "served_model.py"),
@@ -181,11 +172,3 @@ def _save_model(results: Results, scratch: Path) -> Path:
         pip_requirements=[f"{name}=={version(name)}" for name in REQUIRED],
     )
     return scratch / "model"
-
-
-def _copy(path: Path, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        shutil.copytree(path, to, ignore=shutil.ignore_patterns("__pycache__"))
-    else:
-        shutil.copy(path, to)
