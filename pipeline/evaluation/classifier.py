@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from pipeline.data.datasets import Split, to_unit
 from pipeline.errors import UserError
-from pipeline.evaluation.bounds import concatenate
 from pipeline.runtime.device import one_thread
 from pipeline.runtime.randomness import PROTOCOL_SEED, generator, permutation, seeded
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
@@ -109,7 +108,7 @@ def classify(model: Classifier, images: Tensor) -> Classified:
     for chunk in images.split(CHUNK):
         features, logits = model(chunk if chunk.is_floating_point() else to_unit(chunk))
         parts.append((features, logits.argmax(dim=-1)))
-    return Classified(*concatenate(parts))
+    return Classified(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
 def save_classifier(model: Classifier, path: Path) -> None:
