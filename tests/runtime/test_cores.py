@@ -5,7 +5,6 @@ import subprocess
 import sys
 from contextlib import ExitStack
 
-import joblib
 import pytest
 from conftest import ROOT
 
@@ -91,15 +90,3 @@ def test_without_locks_nothing_is_divided_and_nothing_fails(tmp_path, monkeypatc
     monkeypatch.setattr(cores, "available_cores", lambda: 8)
     assert cores.share_of_cores(6) == 6
     assert cores.reserve_gpu(["a", "b"]) == 0
-
-
-@pytest.mark.parametrize("user_decides", [True, False])
-def test_hardware_threads_count_only_if_the_user_decides(monkeypatch, user_decides):
-    counted = {False: 4, True: 8}
-    monkeypatch.setattr(
-        joblib, "cpu_count", lambda only_physical_cores: counted[not only_physical_cores]
-    )
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if user_decides:
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert cores.available_cores() == counted[user_decides]

@@ -202,7 +202,8 @@ def test_another_configuration_does_not_resume(workplace, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("kill", "status", "epochs"),
     [
-        (signal.SIGKILL, -9, (3, 15)),
+        (signal.SIGKILL, -9, (6,)),
+        pytest.param(signal.SIGKILL, -9, (3, 15, 25), marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, (6,), marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, (6,), marks=pytest.mark.slow),
     ],

@@ -40,13 +40,6 @@ def train_resumed(data, done, epochs=4, device="cpu", precision="float32"):
     return second.model, list(fit(second, *data, range(done + 1, epochs + 1), **options))
 
 
-def test_training_lowers_the_loss_on_both_splits(data):
-    _, records = train(data, epochs=8)
-    assert [record["epoch"] for record in records] == list(range(1, 9))
-    for split in ("train", "val"):
-        assert records[-1][f"{split}/neg_elbo"] < 0.6 * records[0][f"{split}/neg_elbo"]
-
-
 def test_a_record_has_the_terms_and_their_sum(data):
     _, records = train(data)
     assert COLUMNS == (
@@ -115,15 +108,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(data):
 
 @pytest.mark.parametrize("accelerated", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("h_dim", [32, 400])
-def test_the_number_of_threads_changes_no_bit(data, monkeypatch, accelerated, precision, h_dim):
+def test_the_number_of_threads_changes_no_bit(data, monkeypatch, accelerated, precision):
     if not accelerated:
         monkeypatch.setattr("pipeline.training.accelerated.TOLERANCE", -1.0)
     before = torch.get_num_threads()
     runs = []
-    for threads in (1, 2, 4):
+    for threads in (1, 2):
         torch.set_num_threads(threads)
-        model, records = train(data, precision=precision, model=small_vae(h_dim=h_dim, z_dim=20))
+        model, records = train(data, precision=precision, model=small_vae(h_dim=400, z_dim=20))
         runs.append((weights(model), records))
     torch.set_num_threads(before)
     for values, records in runs[1:]:
