@@ -15,9 +15,9 @@ from pipeline.commands.comparison.links import links
 from pipeline.commands.comparison.page import render
 from pipeline.commands.comparison.runs import Run, read_runs
 from pipeline.commands.comparison.tables import answer, ascii_text, caveat, notes, terminal
-from pipeline.errors import UserError, writing
+from pipeline.errors import UserError
 from pipeline.paths import COMPARISON
-from pipeline.runtime.files import home
+from pipeline.runtime.files import atomic_write, home
 from pipeline.runtime.git import Experiment, experiments, head, workspace
 
 HEAD = "HEAD"
@@ -40,9 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
     remarks = {**notes(comparison, runs), link_note: "MLflow"}
     commands = {name: command(name, entry) for name, entry in chosen.items()}
     page = render(comparison, root, notes=remarks, links=linked, commands=commands)
-    with writing(COMPARISON):
-        (root / COMPARISON).parent.mkdir(exist_ok=True)
-        (root / COMPARISON).write_text(page, encoding="utf-8")
+    atomic_write(root / COMPARISON, page.encode())
     lines = [f"note: {names}: {note}" for note, names in remarks.items()]
     lines += [*caveat(comparison).splitlines(), answer(comparison)]
     lines += [f"Wrote {COMPARISON}: open it in a browser"]

@@ -58,14 +58,13 @@ def picture(seed: int) -> bytes:
 
 
 def reports(metrics: Mapping[str, float], params: Mapping[str, object]) -> dict[str, bytes]:
-    """history.csv, bound.csv, kl_per_dimension.csv and classes.csv."""
+    """history.csv, bound.csv and kl_per_dimension.csv."""
     epoch, k, rank = np.arange(1, params["num_epochs"] + 1), np.array([1, 10, 100]), np.arange(1, 9)
     train, val = metrics["neg_elbo"] + 60 / epoch, metrics["neg_elbo"] + 40 / epoch
     tables = {
         "history": {"epoch": epoch, "train/neg_elbo": train, "val/neg_elbo": val},
         "bound": {"k": k, "widened": metrics["nll"] + 7 / k},
         "kl_per_dimension": {"rank": rank, "kl": 3.5 * np.exp(-rank / 6)},
-        "classes": {"label": np.arange(10), "samples": np.full(10, 0.1), "test": np.full(10, 0.1)},
     }
     return {
         f"reports/{name}.csv": pd.DataFrame(columns).to_csv(index=False).encode()
@@ -102,7 +101,7 @@ class FakeExperiments:
         if values is None:
             values = per_image(effect, params["seed"])
         metrics = metrics_of(values)
-        report = {"classifier": {"sha256": classifier}, "floor": {"frechet_distance": 1.2}}
+        report = {"classifier": {"sha256": classifier}}
         outs = {MODEL: f"{params}{code}".encode(), PER_IMAGE: parquet(values, protocol)}
         pictures = ("generated", "reconstructed", "figures/traversals")
         return {

@@ -66,7 +66,10 @@ def read_runs(chosen: Mapping[str, Experiment], root: Path) -> list[Run]:
         lock, *reports = (blobs.get((run.experiment.commit, path), b"{}") for path in FILES)
         try:
             outs = _read_lock(run, lock)
-            _read_reports(run, *map(json.loads, reports))
+            headline, evaluation, classifier = map(json.loads, reports)
+            # Older commits have all metrics in metrics.json.
+            run.metrics = headline.get("test", {}) | evaluation.get("test", {})
+            run.classifier = classifier.get("classifier", {})
             run.model = Path(cache.oid_to_path(outs[MODEL.as_posix()]))
             _read_per_image(run, Path(cache.oid_to_path(outs[PER_IMAGE.as_posix()])))
         except UNREADABLE as error:
@@ -88,12 +91,6 @@ def _read_lock(run: Run, content: bytes) -> dict[str, str]:
     if deps.get(model) != outs.get(model, ""):
         raise UserError(DVC_LOCK, "no evaluation of the trained model; run `dvc repro`")
     return {**outs, MODEL.as_posix(): outs[model]}
-
-
-def _read_reports(run: Run, headline: Any, evaluation: Any, classifier: Any) -> None:
-    """Read the metrics of the test split: older commits have all of them in metrics.json."""
-    run.metrics = headline.get("test", {}) | evaluation.get("test", {})
-    run.classifier = classifier.get("classifier", {})
 
 
 def _read_per_image(run: Run, cached: Path) -> None:

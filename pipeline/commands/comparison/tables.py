@@ -1,11 +1,12 @@
 """A comparison as sentences, notes and pandas tables of text, for the terminal and the page."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import pandas as pd
 
 from pipeline.commands.comparison.configurations import Comparison
-from pipeline.commands.comparison.quantities import quantity
+from pipeline.commands.comparison.quantities import Quantity, quantity
 from pipeline.commands.comparison.runs import Run
 from pipeline.commands.comparison.statistics import Difference
 
@@ -53,28 +54,26 @@ def values(comparison: Comparison) -> pd.DataFrame:
 
 def differences(comparison: Comparison) -> pd.DataFrame:
     """Return every paired difference and what it means: `−0.42 ± 0.05 better`."""
-    table = comparison.differences.apply(_describe)
+    table = comparison.differences.apply(
+        lambda gaps: gaps.map(partial(describe, shown=quantity(gaps.name)))
+    )
     table[comparison.leading] = table.get(comparison.leading, NOTHING)
     table.loc[comparison.baseline] = "baseline"
     return table
 
 
-def describe(gap: Difference | None, name: str) -> str:
+def describe(gap: Difference | None, shown: Quantity) -> str:
     """Return the interval, with digits enough for its half width, and the verdict."""
     if not isinstance(gap, Difference):
         return NOTHING
     digits = 2 if gap.half >= 0.01 else 4
     interval = f"{gap.value:+.{digits}f} ± {gap.half:.{digits}f}".replace("-", "−")
     marked = " (one seed)" * (gap.seeds is None)
-    return f"{interval} {quantity(name).verdict(gap.sign)}{marked}"
+    return f"{interval} {shown.verdict(gap.sign)}{marked}"
 
 
 def _show(metric: pd.Series) -> pd.Series:
     return metric.map(quantity(metric.name).show)
-
-
-def _describe(gaps: pd.Series) -> pd.Series:
-    return gaps.map(lambda gap: describe(gap, str(gaps.name)))
 
 
 def results(comparison: Comparison) -> pd.DataFrame:
