@@ -80,9 +80,9 @@ def note(
     values = [f"{metrics[name]:.5g}" for name in names]
     parts = [
         _table(["parameter", "this run", commit], changes) or f"The parameters of {commit}.",
-        f"Also changed (see `git.diff`): {', '.join(files)}." if files else "",
         _table(names, [f"| {' | '.join(values)} |"]),
         f"Restore these files:\n\n    {restore(source)}",
+        f"Also changed (see `git.diff`): {', '.join(files)}." if files else "",
     ]
     return "\n\n".join(filter(None, parts))
 

@@ -173,9 +173,9 @@ def test_page_of_a_run_has_the_note_the_data_and_the_model(page, store):
     page.open(store.page)
     page.shows("Description", "dvc exp apply code-of-8", "Logged models (1)", "Ready", "Datasets")
     note = page.until(lambda: page.all("[data-testid='note-editor-preview-content']"), "note")[0]
-    cells = [cell.text for cell in note.find_elements(By.CSS_SELECTOR, "td")]
-    assert cells[:3] == ["z_dim", "8", "4"], "Markdown, as a table"
-    assert f"{run.data.metrics['test/neg_elbo']:.5g}" in cells
+    cells = lambda: [cell.text for cell in note.find_elements(By.CSS_SELECTOR, "td")]  # noqa: E731
+    value = f"{run.data.metrics['test/neg_elbo']:.5g}"
+    page.until(lambda: cells()[:3] == ["z_dim", "8", "4"] and value in cells(), value)
 
 
 def test_pictures_of_a_run_are_loaded(page, store):
