@@ -117,9 +117,10 @@ def main() -> None:
     }
     print(f"an epoch of {len(split.images)} images on {device}, {rounds} rounds")
     for name, times in seconds.items():
-        than = [values[name]["median"] for values in faster.values() if name in values]
-        text = ", ".join(f"{ratio:.2f}" for ratio in than)
-        print(f"  {name:10} {spread(times)['median']:6.2f} s  {text}")
+        print(f"  {name:10} {spread(times)['median']:6.2f} s")
+    for text, values in faster.items():
+        ratios_text = ", ".join(f"{name} {value['median']:.2f}" for name, value in values.items())
+        print(f"  {text}: {ratios_text}")
     print(json.dumps({"hardware": hardware(device), "seconds": seconds, **faster}))
 
 
