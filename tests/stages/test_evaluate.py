@@ -7,6 +7,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import set_params
+from helpers.models import Convolutional, small_vae
 
 from pipeline import paths
 from pipeline.data.datasets import load_split
@@ -14,7 +15,9 @@ from pipeline.errors import UserError
 from pipeline.evaluation import bounds
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.reconstruction import binarize, digest
-from pipeline.model.vae import load_vae
+from pipeline.model.likelihood import LIKELIHOODS
+from pipeline.model.network import NETWORKS
+from pipeline.model.vae import load_vae, save_vae
 from pipeline.runtime import cores
 from pipeline.stages import evaluate
 
@@ -116,3 +119,31 @@ def test_a_report_that_cannot_be_written_is_a_user_error(finished):
     with pytest.raises(UserError) as error:
         evaluate.main()
     assert error.value.subject == "reports"
+
+
+class Laplace:
+    """Laplace pixels with the scale 0.1."""
+
+    name = "laplace"
+
+    def num_outputs(self, num_pixels):
+        return num_pixels
+
+    def neg_log_prob(self, outputs, x):
+        return ((outputs.sigmoid() - x).abs() / 0.1 + math.log(0.2)).sum(dim=-1)
+
+    def mean(self, outputs):
+        return outputs.sigmoid()
+
+
+def test_a_conditional_convolutional_network_with_another_likelihood_is_evaluated(
+    finished, monkeypatch
+):
+    monkeypatch.setitem(NETWORKS, "convolutional", Convolutional)
+    monkeypatch.setitem(LIKELIHOODS, "laplace", Laplace())
+    model = small_vae(network="convolutional", likelihood="laplace")
+    save_vae(model, paths.MODEL, {})
+    evaluate.main()
+    metrics, table = read_metrics(), pyarrow.parquet.read_table(paths.PER_IMAGE)
+    assert all(map(math.isfinite, metrics.values()))
+    assert json.loads(table.schema.metadata[b"protocol"])["likelihood"] == "laplace"
