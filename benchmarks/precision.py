@@ -29,7 +29,8 @@ def neg_elbo(train: Split, test: Split, precision: str, seed: int, num_epochs: i
         optimizer, *hold_out(train, 0), epochs, batch_size=PARAMS.batch_size, seed=seed
     ):  # fmt: skip
         pass
-    return float(elbo(model, test).terms.neg_elbo.double().mean())
+    terms, _, _ = elbo(model, test)
+    return float(terms.neg_elbo.double().mean())
 
 
 def main() -> None:
