@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pipeline.evaluation.classifier import load_classifier
+from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.importance import noise
 from pipeline.params import parse_yaml
 from pipeline.paths import CLASSIFIER, DATASET, MODEL, PER_IMAGE
@@ -102,7 +102,7 @@ def test_frechet_distance(weights, dataset):
 
         @torch.no_grad()
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return classifier.features(x.view(-1, 784).float())
+            return classify(classifier, x.view(-1, 784).float()).features
 
     reference = FrechetInceptionDistance(Features(), normalize=True, input_img_size=(1, 1, 784))
     reference.set_dtype(torch.float64)

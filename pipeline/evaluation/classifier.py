@@ -118,11 +118,11 @@ def save_classifier(model: Classifier, path: Path) -> None:
 
 
 def load_classifier(path: Path) -> Classifier:
-    """The classifier in `path`, on the CPU. Raises UserError if it is not one."""
+    """The classifier in `path`, on the CPU, in eval mode. Raises UserError if it is not one."""
     try:
         header = read_header(path)["classifier"]
         model = Classifier(tuple(header["image_shape"]), header["num_classes"])
         model.load_state_dict(read_tensors(path))
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(path, "is not a classifier; run `dvc repro train_classifier`") from error
-    return model
+    return model.eval()
