@@ -39,8 +39,8 @@ class Bernoulli:
     def neg_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """Σ log(1 + e^l) − l x, which stays finite where log(sigmoid(l)) does not."""
         # Above the threshold log(1 + e^l) equals l, also in float64.
-        per_pixel = F.softplus(outputs, threshold=40) - outputs * x
-        return per_pixel.sum(dim=-1)
+        softplus = F.softplus(outputs, threshold=40)
+        return torch.addcmul(softplus, outputs, x, value=-1).sum(dim=-1)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Sigmoid of the logits."""
