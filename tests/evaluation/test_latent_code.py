@@ -80,15 +80,6 @@ def test_float32_is_precise_enough():
         torch.testing.assert_close(parts[name], values, rtol=1e-5, atol=1e-4)
 
 
-def test_the_bits_do_not_depend_on_the_number_of_threads(set_threads):
-    posterior, eps = random_posterior(2000, 3)
-    posterior, results = Posterior(*(part.float() for part in posterior)), []
-    for threads in (1, 2):
-        set_threads(threads)
-        results.append(kl_split(posterior, eps.float()).values())
-    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-
-
 def test_the_number_of_draws_is_limited_by_time():
     assert affordable_draws(10_000, 10) == 10_000 and affordable_draws(200, 4) == 200
     assert affordable_draws(10_000, 20) == 5_000 and affordable_draws(10_000, 1024) == 500

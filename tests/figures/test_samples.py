@@ -1,11 +1,9 @@
-import pytest
 import torch
 from torch import nn
 
 from pipeline.figures.samples import generate, reconstruct
 from pipeline.model.network import Architecture, to_batch
 from pipeline.model.vae import VAE, new_vae
-from pipeline.runtime.device import one_thread
 
 LABELS = torch.arange(128) % 10
 
@@ -41,15 +39,3 @@ def test_labels_reach_the_decoder(small_test):
     labels = small_test.labels[:5]
     expected = torch.sigmoid(labels.float()).unsqueeze(1).expand(-1, 784)
     assert torch.equal(reconstruct(model, small_test.images[:5], labels), expected)
-
-
-@pytest.mark.parametrize("threads", [2, 3, 4, 8])
-def test_the_bits_do_not_depend_on_the_number_of_threads(small_test, threads):
-    """With sizes whose products have other bits if three or more threads share them."""
-    model, images, labels = made(400, 20), small_test.images[:64], small_test.labels[:64]
-    with one_thread():
-        samples, reconstructions = generate(model, LABELS), reconstruct(model, images, labels)
-        torch.set_num_threads(threads)
-        assert torch.equal(generate(model, LABELS), samples)
-        assert torch.equal(reconstruct(model, images, labels), reconstructions)
-        assert torch.get_num_threads() == threads
