@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers.models import small_vae
+from helpers.models import show_labels, small_vae
 from torch.distributions import MultivariateNormal
 
 from pipeline.evaluation import importance
@@ -125,21 +125,18 @@ def test_a_one_dimensional_z_agrees_with_integration(proposal):
 @pytest.mark.parametrize("rows", [1, 7, 40, 97])
 def test_weights_do_not_depend_on_chunks_or_other_images(monkeypatch, rows):
     model, batch = bernoulli_vae(3)
-    eps = draws(batch, 40, 3)
-    whole, prior = (
-        log_weights(model, batch, eps, bernoulli, 1.4),
-        prior_log_weights(model, batch, 40, bernoulli),
-    )
+
+    def compute(batch: Batch) -> torch.Tensor:
+        own = log_weights(model, batch, draws(batch, 40, 3), bernoulli, 1.4)
+        return torch.stack([own, prior_log_weights(model, batch, 40, bernoulli)])
+
+    whole = compute(batch)
     monkeypatch.setitem(importance.ROWS, "cpu", rows)
     monkeypatch.setattr(importance, "PRIOR_ROWS", rows)
     monkeypatch.setattr(importance, "PRIOR_IMAGES", rows)
+    torch.testing.assert_close(compute(batch), whole, rtol=0, atol=1e-12)
     few = Batch(batch.x[:7], batch.y[:7])
-    for part, expected in (
-        (log_weights(model, batch, eps, bernoulli, 1.4), whole),
-        (log_weights(model, few, eps[:7], bernoulli, 1.4), whole[:7]),
-        (prior_log_weights(model, batch, 40, bernoulli), prior),
-    ):
-        torch.testing.assert_close(part, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(compute(few), whole[:, :7], rtol=0, atol=1e-12)
 
 
 def test_each_image_has_its_own_noise():
@@ -149,17 +146,16 @@ def test_each_image_has_its_own_noise():
 
 def test_labels_reach_the_decoder():
     model, batch = bernoulli_vae(3)
-    batch = batch._replace(y=torch.arange(50))
-    model.network.decode = lambda z, y: y.unsqueeze(-1).expand(*z.shape[:-1], D).double()
-    expected = -bernoulli(batch.y.view(-1, 1, 1).expand(-1, 1, D).double(), batch.x)
-    eps = torch.zeros(50, 1, 3, dtype=torch.float64)
-    mu, log_var = model.encode(batch)
-    with torch.no_grad():
-        log_ratio = 0.5 * (log_var - mu.square()).sum(dim=-1, keepdim=True)
-    torch.testing.assert_close(log_weights(model, batch, eps, bernoulli) - log_ratio, expected)
-    third = Batch(batch.x[3:4], batch.y[3:4])
-    prior = prior_log_weights(model, third, 1, bernoulli)
-    torch.testing.assert_close(prior, expected[3:4])
+    show_labels(model)
+    labeled, eps = batch._replace(y=torch.arange(50)), draws(batch, 1, 3)
+
+    def expected(batch: Batch) -> torch.Tensor:
+        return -bernoulli(batch.y.double().view(-1, 1, 1).expand(-1, 1, D), batch.x)
+
+    gain = log_weights(model, labeled, eps, bernoulli) - log_weights(model, batch, eps, bernoulli)
+    torch.testing.assert_close(gain, expected(labeled) - expected(batch))
+    third = Batch(batch.x[3:4], labeled.y[3:4])
+    torch.testing.assert_close(prior_log_weights(model, third, 1, bernoulli), expected(third))
 
 
 def test_the_effective_sample_size_counts_equal_weights():

@@ -1,4 +1,4 @@
-from dataclasses import replace
+import math
 
 import numpy as np
 import pandas as pd
@@ -13,43 +13,30 @@ from pipeline.evaluation.latent_walks import draw_walks
 from pipeline.evaluation.plots import draw_bound, draw_codes, draw_kl, draw_rows, project
 
 
-def kl_table(z_dim: int) -> pd.DataFrame:
-    table = pd.DataFrame({"kl": np.linspace(2, 0, z_dim)})
-    return table.assign(rank=table.index + 1, dimension=table.index, active=1 * (table.kl > 1))
-
-
-def draw_all(model, split, folder) -> set[str]:
-    folder.mkdir()
-    mu, kl = encode(model, split).mu, kl_table(model.z_dim)
-    draw_kl(kl, folder / "kl_per_dimension.png")
-    draw_codes(mu, split.labels, folder / "posterior_means.png")
-    draw_walks(model, split, mu, kl, folder)
-    return {path.stem for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("z_dim", [1, 2, 5])
-def test_equal_inputs_give_equal_bytes(small_test, tmp_path, z_dim):
-    model = small_vae(z_dim=z_dim)
-    names = draw_all(model, small_test, tmp_path / "a")
-    assert names == draw_all(model, small_test, tmp_path / "b")
+@pytest.mark.parametrize(
+    ("z_dim", "image_shape", "num_classes"),
+    [(1, (28, 28), 10), (2, (20, 30), 13), (5, (20, 30), 1)],
+)
+def test_figures_of_any_image_shape_and_number_of_classes(
+    tmp_path, z_dim, image_shape, num_classes
+):
+    model = small_vae(z_dim=z_dim, image_shape=image_shape)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, math.prod(image_shape)), generator=draw, dtype=torch.uint8)
+    split = Split(images, torch.arange(60, dtype=torch.uint8) % num_classes, image_shape)
+    mu, kl = encode(model, split).mu, pd.DataFrame({"kl": np.linspace(2, 0, z_dim)})
+    kl = kl.assign(rank=kl.index + 1, dimension=kl.index, active=1 * (kl.kl > 1))
+    draw_kl(kl, tmp_path / "kl_per_dimension.png")
+    draw_codes(mu, split.labels, tmp_path / "posterior_means.png")
+    draw_walks(model, split, mu, kl, tmp_path)
+    names = {path.stem for path in tmp_path.iterdir()}
     expected = {"interpolations", "kl_per_dimension", "posterior_means", "traversals"}
     assert names == expected | ({"manifold"} if z_dim == 2 else set())
-    for name in names:
-        first, second = (tmp_path / folder / f"{name}.png" for folder in "ab")
-        assert first.read_bytes() == second.read_bytes()
-        with Image.open(first) as image:
+    for path in tmp_path.iterdir():
+        with Image.open(path) as image:
             pixels = np.asarray(image.convert("L"))
             assert pixels.std() > 10 and min(pixels.shape) > 100
             assert {"Software", "Creation Time"}.isdisjoint(image.info)
-
-
-def test_any_image_shape_and_any_number_of_classes(tmp_path):
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (60, 20 * 30), generator=draw, dtype=torch.uint8)
-    split = Split(images, torch.arange(60, dtype=torch.uint8) % 13, (20, 30))
-    assert draw_all(small_vae(z_dim=2, image_shape=(20, 30)), split, tmp_path / "a")
-    split = replace(split, labels=torch.zeros(60, dtype=torch.uint8))
-    assert draw_all(small_vae(z_dim=3, image_shape=(20, 30)), split, tmp_path / "b")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -1,19 +1,15 @@
 import torch
+from helpers.models import show_labels, small_vae
 from torch import nn
 
 from pipeline.figures.samples import generate, reconstruct
-from pipeline.model.network import Architecture, to_batch
-from pipeline.model.vae import VAE, new_vae
+from pipeline.model.network import to_batch
 
 LABELS = torch.arange(128) % 10
 
 
-def made(h_dim: int = 16, z_dim: int = 3) -> VAE:
-    return new_vae(Architecture("mlp", "bernoulli", (28, 28), z_dim, h_dim, 1, "relu"), seed=0)
-
-
 def test_samples_use_the_same_noise_each_time_and_only_the_decoder():
-    model = made()
+    model = small_vae()
     images = generate(model, LABELS[:10])
     assert images.shape == (10, 784) and images.min() >= 0 and images.max() <= 1
     torch.manual_seed(5)
@@ -23,7 +19,7 @@ def test_samples_use_the_same_noise_each_time_and_only_the_decoder():
 
 
 def test_reconstructions_sample_z_with_the_same_noise_each_time(small_test):
-    model, images, labels = made(), small_test.images[:5], small_test.labels[:5]
+    model, images, labels = small_vae(), small_test.images[:5], small_test.labels[:5]
     first = reconstruct(model, images, labels)
     assert first.shape == (5, 784) and torch.equal(reconstruct(model, images, labels), first)
     mu, _ = model.encode(to_batch(images, labels, model.device))
@@ -31,11 +27,6 @@ def test_reconstructions_sample_z_with_the_same_noise_each_time(small_test):
 
 
 def test_labels_reach_the_decoder(small_test):
-    """A network whose logits are the label."""
-    model = made()
-    model.network.decode = lambda z, y: y.unsqueeze(-1).expand(*z.shape[:-1], 784).float()
-    expected = torch.sigmoid(LABELS.float()).unsqueeze(1).expand(-1, 784)
-    assert torch.equal(generate(model, LABELS), expected)
-    labels = small_test.labels[:5]
-    expected = torch.sigmoid(labels.float()).unsqueeze(1).expand(-1, 784)
-    assert torch.equal(reconstruct(model, small_test.images[:5], labels), expected)
+    model, labels = show_labels(small_vae()), small_test.labels[:5]
+    for images in (generate(model, labels), reconstruct(model, small_test.images[:5], labels)):
+        assert torch.equal(images, torch.sigmoid(labels.float()).unsqueeze(1).expand(5, 784))

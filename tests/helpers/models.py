@@ -1,5 +1,7 @@
 """Small models for tests."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,13 @@ DEFAULT = {
 
 def small_vae(seed: int = 0, **changes: object) -> VAE:
     return new_vae(Architecture(**DEFAULT | changes), seed)
+
+
+def show_labels(model: VAE) -> VAE:
+    """Replace the decoder: every output is the label."""
+    num_pixels = math.prod(model.architecture.image_shape)
+    model.network.decode = lambda z, y: y.unsqueeze(-1).expand(*z.shape[:-1], num_pixels).to(z)
+    return model
 
 
 def weights(model: nn.Module) -> Tensor:
