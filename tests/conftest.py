@@ -6,6 +6,8 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # One thread per test process: spinning threads of several trainings slow each other down.
@@ -19,6 +21,7 @@ from filelock import FileLock
 from pipeline.data.catalog import DATASETS
 from pipeline.data.datasets import Split, load_split, save_dataset
 from pipeline.data.sources import fetch
+from pipeline.errors import UserError
 from pipeline.paths import DATASET
 from pipeline.tracking import SETTINGS
 
@@ -144,6 +147,14 @@ def use_folder(patch: pytest.MonkeyPatch, folder: Path) -> None:
     for name in list(os.environ):
         if name.startswith(("DVC_", "MLFLOW_")) and name not in SETTINGS:
             patch.delenv(name)
+
+
+@contextmanager
+def error_about(subject: object) -> Iterator[None]:
+    """The block raises a UserError about `subject`."""
+    with pytest.raises(UserError) as error:
+        yield
+    assert error.value.subject == str(subject)
 
 
 def committed(path: str) -> str:

@@ -65,18 +65,6 @@ def test_both_ways_to_evaluate_estimate_the_same(workplace, small_train, monkeyp
     assert abs(record["against_plain_300_on_1000"]["difference"]) < 1
 
 
-def test_a_record_goes_to_the_file_of_its_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "REPORTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run", "2", "stage"])
-    monkeypatch.setattr(run, "ROOT", tmp_path)
-    record = {"hardware": measure.hardware(CPU)}
-    monkeypatch.setattr(run, "measure", lambda name, rounds: record | {"rounds": rounds})
-    run.main()
-    run.store("training", {"hardware": record["hardware"] | {"gpu": "NVIDIA A100"}})
-    assert json.loads((tmp_path / "cpu.json").read_text()) == {"stage": record | {"rounds": 2}}
-    assert list(json.loads((tmp_path / "nvidia-a100.json").read_text())) == ["training"]
-
-
 def test_a_picture_is_drawn_of_every_panel(tmp_path):
     seconds = {"script": [6.0, 5.0], "float32": [1.5, 1.4]}
     parts = dict.fromkeys(["train", "evaluate", "log", "dvc"], 2.0)

@@ -24,6 +24,7 @@ from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal_columns
 
 STAGES = parse_yaml(committed("dvc.lock"), "dvc.lock")["stages"].values()
 MD5 = {out["path"]: out["md5"] for stage in STAGES for out in stage.get("outs", [])}
+PARAMS = parse_yaml(committed("params.yaml"), "params.yaml")
 TEST = json.loads(committed("reports/evaluation.json"))["test"]
 
 
@@ -76,8 +77,7 @@ def test_kl_and_active_units(weights, dataset):
 
 
 def test_nll_of_the_first_100_images(weights, dataset):
-    params = parse_yaml(committed("params.yaml"), "params.yaml")
-    k, scale = params["eval_samples"], params["eval_proposal_scale"]
+    k, scale = PARAMS["eval_samples"], PARAMS["eval_proposal_scale"]
     nll = []
     for index, x in enumerate(dataset["test_images"][:100]):
         q = encode(weights, x)
@@ -107,10 +107,7 @@ def test_frechet_distance(weights, dataset):
     reference = FrechetInceptionDistance(Features(), normalize=True, input_img_size=(1, 1, 784))
     reference.set_dtype(torch.float64)
     real = dataset["test_images"]
-    z_dim = weights[min(name for name in weights if "decoder." in name and "weight" in name)].shape[
-        1
-    ]
-    z = standard_normal_columns(len(real), z_dim, PROTOCOL_SEED, "generate")
+    z = standard_normal_columns(len(real), PARAMS["z_dim"], PROTOCOL_SEED, "generate")
     samples = torch.sigmoid(perceptron(weights, "decoder", z))
     for images, is_real in ((real, True), (samples, False)):
         for chunk in images.split(1000):

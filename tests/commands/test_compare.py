@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.failing_servers import KINDS
+from conftest import error_about
+from helpers.failing_servers import hanging
 from helpers.fake_experiments import MODEL, PARAMS, PER_IMAGE, PROTOCOL, FakeExperiments
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -80,17 +81,13 @@ def test_the_table_shows_differences_and_the_notes_what_a_run_lacks(made, capsys
     assert [name for name, _ in noted].count("other") == 3
 
 
-def test_the_page_needs_no_network_and_shows_no_path_of_this_machine(made):
+def test_the_page_needs_no_network_and_executes_no_name(made):
     text = run(made)
     assert not re.search(r"<(link|iframe|base|object)\b|<script[^>]+src", text)
     for address in re.findall(r'(?:src|href|srcset|action|data)="([^"]*)"', text):
         assert address.startswith(("data:image/png;base64,", "#"))
     assert "content=\"default-src 'none'; img-src data:" in text
     assert str(made.root) not in text and f"{Path.home()}/" not in text
-
-
-def test_hostile_names_are_shown_and_not_executed(made):
-    text = run(made)
     assert text.count("<script") == text.count("</script>") == 2
     assert "&gt;&lt;script&gt;alert(1)" in text and "&lt;/script&gt;&lt;script&gt;alert(2)" in text
 
@@ -103,17 +100,10 @@ def test_named_runs_revisions_and_a_baseline(made, capsys):
     assert "dvc exp apply wide-1" in page and f"git checkout {commit[:10]}" in page
 
 
-@pytest.mark.parametrize("name", ["nothing-of-the-kind", "HEAD:dvc.lock", "$(touch x)"])
-def test_an_unknown_name_is_an_error(made, name):
-    with pytest.raises(UserError) as error:
-        run(made, name)
-    assert error.value.subject == name
-
-
-def test_a_baseline_needs_results(made):
-    with pytest.raises(UserError) as error:
-        run(made, baseline="empty")
-    assert error.value.subject == "empty"
+@pytest.mark.parametrize("name", ["nothing-of-the-kind", "HEAD:dvc.lock", "$(touch x)", "empty"])
+def test_an_unknown_name_and_one_without_results_are_errors(made, name):
+    with error_about(name):
+        run(made, baseline=name)
 
 
 def test_two_experiments_of_one_name_are_named_with_their_commits(tmp_path):
@@ -125,17 +115,15 @@ def test_two_experiments_of_one_name_are_named_with_their_commits(tmp_path):
     page = run(repo)
     for commit in commits:
         assert f"twice@{commit[:7]}" in page and f"dvc exp apply {commit[:7]}" in page
-    with pytest.raises(UserError) as error:
+    with error_about("twice"):
         run(repo, "twice")
-    assert error.value.subject == "twice"
 
 
 def test_the_workspace_is_compared_if_it_has_results_of_its_own(tmp_path, capsys):
     repo = FakeExperiments(tmp_path)
     repo.commit(repo.files())
-    with pytest.raises(UserError) as error:
+    with error_about("compare"):
         run(repo)
-    assert error.value.subject == "compare"
     repo.write(repo.files(1, z_dim=2))
     state = [("status", "--porcelain", "-uno"), ("stash", "list"), ("for-each-ref",)]
     before = [repo.git(*command) for command in state]
@@ -184,16 +172,15 @@ def test_runs_are_linked_to_mlflow_by_parameters_and_model(made, tmp_path, monke
     assert links == [store.url(runs[1])] and "workflowType=machine_learning" in links[0]
 
 
-@pytest.mark.parametrize("failing", list(KINDS))
-def test_an_unusable_mlflow_store_costs_a_note_and_seconds(made, monkeypatch, capsys, failing):
-    with KINDS[failing]() as address:
+def test_an_unusable_mlflow_store_costs_a_note_and_seconds(made, monkeypatch, capsys):
+    with hanging() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("//", "//user:secret@"))
         start = time.monotonic()
         page = run(made, "wide-0")
     assert time.monotonic() - start < 20
     output = capsys.readouterr().out
     assert "note: MLflow: no links to runs" in output
-    assert "secret" not in page and "secret" not in output
+    assert "secret" not in page + output
 
 
 @pytest.fixture(scope="module")

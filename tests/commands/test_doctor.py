@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import use_folder
 from helpers.repo import Repo
 
 from pipeline.commands import doctor as command
-from pipeline.params import parse_yaml
 from pipeline.runtime.pending_run import PendingRun
 
 REPRO = "z4-h32x1-relu-lr0.001-e3-s0"
@@ -30,10 +30,8 @@ def repo(repro_repo, tmp_path_factory) -> Repo:
 
 @pytest.fixture
 def doctor(repo, monkeypatch, capsys) -> Callable[..., list[str]]:
-    """Runs the command in process; returns its lines, and asserts the exit status by the last."""
-    monkeypatch.chdir(repo.root)
-    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+    """Runs the command in process; returns its problems."""
+    use_folder(monkeypatch, repo.root)
 
     def run(*options: str) -> list[str]:
         parser = argparse.ArgumentParser()
@@ -44,11 +42,7 @@ def doctor(repo, monkeypatch, capsys) -> Callable[..., list[str]]:
         except SystemExit as end:
             status = end.code
         *lines, last = capsys.readouterr().out.splitlines()
-        assert last == (
-            HEALTHY.strip()
-            if not status
-            else f"doctor: {len(lines)} problem" + "s" * (len(lines) != 1)
-        )
+        assert status == (last != HEALTHY.strip())
         return lines
 
     return run
@@ -86,9 +80,8 @@ def test_a_run_left_running_is_ended_unless_a_process_works(repo, doctor):
         assert doctor() == []
     (line,) = doctor()
     assert line.startswith("doctor: run left is RUNNING")
-    assert doctor("--fix") == [
-        f"doctor: fixed: {line.removeprefix('doctor: ').rpartition(': ')[0]}"
-    ]
+    (line,) = doctor("--fix")
+    assert line.startswith("doctor: fixed: run left is RUNNING")
     assert client.get_run(left.info.run_id).info.status == "KILLED" and doctor() == []
     client.delete_run(left.info.run_id)
 
@@ -101,14 +94,13 @@ def test_a_run_without_its_artifacts_is_completed(repo, doctor):
     assert doctor() == []
 
 
+@pytest.mark.slow
 def test_a_corrupt_file_is_found_although_dvc_trusts_it(repo, doctor):
     model = repo.root / "data/vae.safetensors"
     content = model.read_bytes()
-    stages = parse_yaml((repo.root / "dvc.lock").read_text(), "dvc.lock")["stages"]
-    (md5,) = (
-        out["md5"] for out in stages["train"]["outs"] if out["path"] == "data/vae.safetensors"
-    )
-    for path in (repo.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:], model):
+    in_cache = [*(repo.root / ".dvc/cache/files/md5").glob("*/*")]
+    (cached,) = (path for path in in_cache if path.read_bytes() == content)
+    for path in (cached, model):
         flip_bit(path)
         assert "up to date" in repo.run("dvc", "status")
         (line,) = doctor("--verify")
@@ -139,8 +131,7 @@ def test_a_moved_repository_and_a_damaged_store_are_rebuilt(repo, tmp_path):
         follow(moved, line)
         assert moved.pipeline("doctor") == HEALTHY
         (moved.root / "mlflow.db").write_bytes(b"no database" * 100)
-        line = moved.pipeline("doctor", ok=False).splitlines()[0]
-        follow(moved, line)
+        follow(moved, moved.pipeline("doctor", ok=False).splitlines()[0])
         assert moved.pipeline("doctor") == HEALTHY
     finally:
         moved.root.rename(repo.root)

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from conftest import error_about
 from helpers.repo import Repo, started
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from pipeline.commands.file_diff import file_diff
 from pipeline.commands.reproduce import compare, find_run, judge
-from pipeline.errors import UserError
 from pipeline.paths import METRICS, MODEL
 from pipeline.runtime.files import sha256_file
 
@@ -114,12 +114,11 @@ def test_differences_of_tables_are_reported_with_their_size_and_place(tmp_path):
 def test_a_run_that_cannot_be_reproduced_is_a_user_error(word):
     def run(name: str, status: str = "FINISHED", commit: str = "f" * 40) -> SimpleNamespace:
         info = SimpleNamespace(run_id=f"id of {name}", run_name=name, status=status)
-        tags = {"mlflow.source.git.commit": commit, "dvc.exp_name": "first, second"}
+        tags = {"mlflow.source.git.commit": commit, "dvc.exp_name": f"e-{name}, other {name}"}
         return SimpleNamespace(info=info, data=SimpleNamespace(tags=tags))
 
-    runs = [run("twice"), run("twice"), run("running", status="RUNNING")]
+    runs = [run("a"), run("twice"), run("twice"), run("running", status="RUNNING")]
     runs.append(run("outside of git", commit=""))
-    with pytest.raises(UserError) as error:
+    with error_about(word):
         find_run(runs, word)
-    assert error.value.subject == word
-    assert find_run([run("a")], "id of a") == find_run([run("a")], "second") == run("a")
+    assert find_run(runs, "id of a") == find_run(runs, "other a") == run("a")

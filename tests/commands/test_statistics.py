@@ -19,8 +19,6 @@ def test_with_one_seed_the_interval_is_the_paired_interval_over_images():
     assert gap.value - gap.half == pytest.approx(expected.low, abs=1e-4)
     assert gap.value + gap.half == pytest.approx(expected.high, abs=1e-4)
     assert gap.seeds is None and gap.sign == -1
-    unpaired = stats.ttest_ind(ours, theirs).confidence_interval(0.95)
-    assert gap.half < 0.1 * (unpaired.high - unpaired.low) / 2
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (3, 5), (8, 2)])
@@ -46,16 +44,16 @@ def test_seed_and_image_variance_are_added():
 @pytest.mark.parametrize("seeds", [1, 2, 4])
 def test_the_interval_covers_the_true_difference(seeds):
     """A seed shifts all images by N(0, 0.2^2), except with one seed, where that is not included."""
-    rng, trials, value = np.random.default_rng(4), 1000, 0.3
-    covered = 0
-    for _ in range(trials):
-        hard, shift = rng.normal(90, 20, 200), 0.2 * (seeds > 1)
-        ours, theirs = (
-            hard + rng.normal(0, shift, (seeds, 1)) + rng.normal(0, 1, (seeds, 200)) for _ in "ab"
-        )
-        gap = paired(ours + value, theirs)
-        covered += abs(gap.value - value) <= gap.half
-    assert covered / trials > 0.95 - 4 * math.sqrt(0.95 * 0.05 / trials)
+    rng, trials, shift = np.random.default_rng(4), 1000, 0.2 * (seeds > 1)
+
+    def covered() -> bool:
+        hard = rng.normal(90, 20, 200)
+        values = hard + rng.normal(0, shift, (2, seeds, 1)) + rng.normal(0, 1, (2, seeds, 200))
+        gap = paired(values[0] + 0.3, values[1])
+        return abs(gap.value - 0.3) <= gap.half
+
+    share = sum(covered() for _ in range(trials)) / trials
+    assert share > 0.95 - 4 * math.sqrt(0.95 * 0.05 / trials)
 
 
 def test_equal_values_have_no_difference():

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import error_about
 
 from pipeline.data.datasets import Split
-from pipeline.errors import UserError
 from pipeline.evaluation import classifier
 from pipeline.evaluation.classifier import (
     FEATURES,
@@ -60,9 +60,8 @@ def test_images_of_another_shape_are_classified(tmp_path):
 
 
 def test_images_that_are_too_small_are_refused():
-    with pytest.raises(UserError) as error:
+    with error_about("tiny"):
         new_classifier("tiny", (28, 19), 10)
-    assert error.value.subject == "tiny"
 
 
 HEADER = {"image_shape": [28, 28], "num_classes": 10}
@@ -79,6 +78,5 @@ INVALID = {
 def test_a_file_that_is_no_classifier_is_refused(tmp_path, tensors, header):
     path = tmp_path / "classifier.safetensors"
     write_tensors(path, tensors, header)
-    with pytest.raises(UserError) as error:
+    with error_about(path):
         load_classifier(path)
-    assert error.value.subject == str(path)
