@@ -104,17 +104,19 @@ def test_different_likelihoods_are_ranked_by_the_binarized_images():
     assert compare([run("HEAD"), old], "HEAD").leading == "neg_elbo"
 
 
-def test_the_answer_names_the_best_configuration_and_its_difference():
-    better = compare([run("HEAD"), run("wide", -1, h_dim=800)], "HEAD")
-    gap = tables.differences(better).at["h_dim=800", "nll"]
-    assert "h_dim=800" in tables.answer(better) and gap in tables.answer(better)
-    assert gap.endswith("better (one seed)")
-    worse = compare([run("HEAD"), run("wide", 1, h_dim=800)], "HEAD")
-    assert tables.differences(worse).at["h_dim=800", "nll"] in tables.answer(worse)
+@pytest.mark.parametrize(("effect", "verdict"), [(-1, "better"), (1, "worse")])
+def test_the_answer_names_the_best_configuration_and_its_difference(effect, verdict):
+    comparison = compare([run("HEAD"), run("wide", effect, h_dim=800)], "HEAD")
+    gap = tables.differences(comparison).at["h_dim=800", "nll"]
+    assert "h_dim=800" in tables.answer(comparison) and gap in tables.answer(comparison)
+    assert gap.endswith(f"{verdict} (one seed)")
+
+
+def test_a_difference_whose_interval_contains_zero_is_not_significant():
     same = run("wide", h_dim=800)
     same.per_image["nll"] = run("HEAD").per_image["nll"] - np.tile([0.51, -0.5], 200)
-    unsure = compare([run("HEAD"), same], "HEAD")
-    assert "not significant" in tables.differences(unsure).at["h_dim=800", "nll"]
+    comparison = compare([run("HEAD"), same], "HEAD")
+    assert "not significant" in tables.differences(comparison).at["h_dim=800", "nll"]
 
 
 def test_a_metric_that_the_page_does_not_know_is_shown_under_its_name():

@@ -28,12 +28,10 @@ def test_the_stage_writes_the_images_and_labels_of_the_original_files(
         assert torch.equal(loaded.labels, labels)
 
 
-def test_equal_data_gives_equal_bytes(tmp_path):
-    images, labels = torch.arange(24, dtype=torch.uint8).view(2, 3, 4), torch.tensor([1, 0])
-    for path in (tmp_path / "a", tmp_path / "b"):
-        save_dataset(path, "toy", {"train": (images, labels)})
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert load_split(tmp_path / "a", "train").image_shape == (3, 4)
+def test_images_have_height_and_width(tmp_path):
+    splits = {"train": (torch.zeros(2, 3, 4, dtype=torch.uint8), torch.tensor([1, 0]))}
+    save_dataset(tmp_path / "toy", "toy", splits)
+    assert load_split(tmp_path / "toy", "train").image_shape == (3, 4)
 
 
 @pytest.mark.parametrize(

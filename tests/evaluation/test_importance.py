@@ -1,12 +1,10 @@
-"""−log p(x) in closed form for linear-Gaussian models, and by integration for one-dimensional z."""
+"""Importance weights: −log p(x) by integration over a one-dimensional z, noise, chunks, labels."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
 from helpers.models import show_labels, small_vae
-from torch.distributions import MultivariateNormal
 
 from pipeline.evaluation import importance
 from pipeline.evaluation.importance import (
@@ -17,53 +15,11 @@ from pipeline.evaluation.importance import (
     prior_log_weights,
 )
 from pipeline.evaluation.reconstruction import bernoulli
-from pipeline.model.network import Batch, Posterior
+from pipeline.model.network import Batch
 from pipeline.model.vae import VAE
 from pipeline.runtime.randomness import generator
 
-SIGMA = 0.7
 D = 12
-
-
-class LinearGaussian:
-    """Probabilistic PCA, x = W z + σ ε, with the best q of independent dimensions.
-
-    (Tipping & Bishop 1999.)
-    """
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
-        self.m = weight.T @ weight + SIGMA**2 * torch.eye(weight.shape[1], dtype=weight.dtype)
-
-    def encode(self, batch: Batch) -> Posterior:
-        mu = torch.linalg.solve(self.m, self.weight.T @ batch.x.T).T
-        return Posterior(mu, (SIGMA**2 / self.m.diagonal()).log().expand_as(mu))
-
-    def decode(self, z: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        return z @ self.weight.T
-
-    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        covariance = self.weight @ self.weight.T + SIGMA**2 * torch.eye(D, dtype=x.dtype)
-        return MultivariateNormal(torch.zeros(D, dtype=x.dtype), covariance).log_prob(x)
-
-
-def gaussian(mean: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    squares = ((x.unsqueeze(1) - mean) / SIGMA).square() + math.log(2 * math.pi * SIGMA**2)
-    return 0.5 * squares.sum(dim=-1)
-
-
-def linear_gaussian(orthogonal: bool) -> tuple[LinearGaussian, Batch]:
-    """A model, whose posterior is q if the columns of W are orthogonal, and images from it."""
-    draw = generator(0, "test")
-    weight = torch.randn(D, 3, generator=draw, dtype=torch.float64)
-    if orthogonal:
-        weight = torch.linalg.qr(weight).Q * torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
-    else:
-        weight = 0.8 * weight + 0.2 * weight[:, :1]  # columns that correlate
-    model = LinearGaussian(weight)
-    z = torch.randn(400, 3, generator=draw, dtype=torch.float64)
-    x = z @ weight.T + SIGMA * torch.randn(400, D, generator=draw, dtype=torch.float64)
-    return model, Batch(x)
 
 
 def bernoulli_vae(z_dim: int) -> tuple[VAE, Batch]:
@@ -78,31 +34,6 @@ def bernoulli_vae(z_dim: int) -> tuple[VAE, Batch]:
 
 def draws(batch: Batch, num_samples: int, z_dim: int) -> torch.Tensor:
     return noise(num_samples, z_dim, range(len(batch.x))).to(batch.x)
-
-
-def standard_error(values: torch.Tensor) -> float:
-    return values.std().item() / math.sqrt(len(values))
-
-
-def test_with_the_exact_posterior_every_weight_is_p_of_x():
-    model, batch = linear_gaussian(orthogonal=True)
-    log_w = log_weights(model, batch, draws(batch, 5, 3), gaussian)
-    expected = model.log_prob(batch.x).unsqueeze(1).expand(-1, 5)
-    torch.testing.assert_close(log_w, expected, rtol=0, atol=1e-10)
-    assert effective_sample_size(log_w).tolist() == pytest.approx([5.0] * 400, abs=1e-9)
-
-
-def test_with_the_best_mean_field_q_the_gap_is_the_known_one_and_closes_with_k():
-    model, batch = linear_gaussian(orthogonal=False)
-    exact = -model.log_prob(batch.x)
-    log_w = log_weights(model, batch, draws(batch, 4096, 3), gaussian)
-    gaps = [neg_log_mean(log_w, 4**power) - exact for power in range(7)]
-    gap = 0.5 * (model.m.diagonal().log().sum() - model.m.logdet()).item()
-    assert gap > 0.1
-    assert gaps[0].mean().item() == pytest.approx(gap, abs=3 * standard_error(gaps[0]))
-    for few, many in pairwise(gaps):
-        assert (many - few).mean().item() <= 3 * standard_error(many - few)
-    assert gaps[-1].mean().item() == pytest.approx(0, abs=3 * standard_error(gaps[-1]))
 
 
 @pytest.mark.parametrize("proposal", [1.0, 1.4, "prior"])

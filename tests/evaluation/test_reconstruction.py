@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import read_idx_split
 from helpers.models import small_vae
-from torch.distributions import Bernoulli as TorchBernoulli
 
 from pipeline.data.datasets import to_unit
 from pipeline.evaluation.reconstruction import (
@@ -42,13 +41,6 @@ def test_the_fast_version_equals_the_definition(width):
     torch.testing.assert_close(bernoulli_clamped(logits, b), EXACT.binary(logits, b))
     shared = logits[:1]
     torch.testing.assert_close(bernoulli(shared, x), EXACT.gray(shared, x))
-
-
-def test_binary_images_have_the_log_probability_of_torch():
-    logits = torch.randn(3, 4, 50, generator=generator(0, "l"), dtype=torch.float64)
-    b = torch.rand(3, 50, generator=generator(0, "b"), dtype=torch.float64).round()
-    expected = -TorchBernoulli(logits=logits).log_prob(b.unsqueeze(1)).sum(dim=-1)
-    torch.testing.assert_close(EXACT.binary(logits, b), expected)
 
 
 @pytest.mark.parametrize("recon", [EXACT.binary, bernoulli_clamped])

@@ -14,13 +14,6 @@ def test_a_pair_has_the_original_on_the_left(tmp_path):
     assert (picture[1:4, 1:5] == 255).all() and (picture[1:4, 5:9] == 0).all()
 
 
-def test_equal_pixels_give_equal_bytes(tmp_path):
-    images = torch.rand(32, 784, generator=torch.Generator().manual_seed(0))
-    for name in ("a.png", "b.png"):
-        save_grid(images, (28, 28), tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
 @pytest.mark.parametrize("image_shape", [(28, 28), (5, 9)])
 @pytest.mark.parametrize(("n", "columns"), [(2, 1), (5, 8), (16, 16), (17, 16), (128, 16)])
 def test_a_grid_equals_that_of_torchvision(tmp_path, n, columns, image_shape):
