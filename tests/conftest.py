@@ -53,9 +53,8 @@ def small_mnist(mnist, tmp_path_factory) -> Path:
 def small_dataset(small_mnist, tmp_path_factory) -> Path:
     """The same images as the dataset file that `download` writes."""
     path = tmp_path_factory.mktemp("dataset") / DATASET.name
-    save_dataset(
-        path, "mnist", {split: read_idx_split(small_mnist, split) for split in ("train", "test")}
-    )
+    splits = {split: read_idx_split(small_mnist, split) for split in ("train", "test")}
+    save_dataset(path, "mnist", splits)
     return path
 
 
@@ -89,7 +88,7 @@ def workplace(tmp_path, small_dataset, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_workspace(small_dataset, tmp_path_factory) -> Path:
-    """A folder in which train, train_classifier and evaluate ran on SMALL. Tests copy it."""
+    """A git repository in which train, train_classifier and evaluate ran on SMALL. Copy it."""
     from pipeline.stages import evaluate, train, train_classifier
 
     folder = tmp_path_factory.mktemp("finished")
@@ -98,6 +97,10 @@ def finished_workspace(small_dataset, tmp_path_factory) -> Path:
         use_folder(patch, folder)
         for stage in (train, train_classifier, evaluate):
             stage.main()
+    ignored = ("/.dvc/", "/data/", "/mlflow.db", "/mlartifacts/")
+    (folder / ".gitignore").write_text("\n".join(ignored), encoding="utf-8")
+    for command in ("init -q", "add -A", "-c user.name=x -c user.email=x@y.z commit -qm x"):
+        subprocess.run(["git", *command.split()], cwd=folder, check=True)
     return folder
 
 
@@ -117,6 +120,13 @@ def mlflow_tables(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tables") / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments(max_results=1)
     return path
+
+
+@pytest.fixture
+def loggable(finished, mlflow_tables) -> Path:
+    """`finished` with an empty MLflow store."""
+    shutil.copy(mlflow_tables, finished)
+    return finished
 
 
 @pytest.fixture(scope="session")
@@ -141,12 +151,17 @@ def repro_repo(small_mnist, tmp_path_factory):
 
 
 def use_folder(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Make `folder` the working directory, and remove the settings of DVC and MLflow."""
+    """Make `folder` the working directory, with no settings of DVC, and ours of MLflow.
+
+    They include the time-outs, without which a test with a silent server takes minutes.
+    """
     patch.chdir(folder)
     patch.setattr(sys, "argv", ["stage"])
     for name in list(os.environ):
-        if name.startswith(("DVC_", "MLFLOW_")) and name not in SETTINGS:
+        if name.startswith(("DVC_", "MLFLOW_")):
             patch.delenv(name)
+    for name, value in SETTINGS.items():
+        patch.setenv(name, value)
 
 
 @contextmanager
@@ -186,12 +201,9 @@ def subset(mnist: Path, folder: Path, train: int, test: int) -> Path:
     """Write the first images of each split with their labels, as IDX files."""
     for name in DATASETS["mnist"].files:
         count = train if name.startswith("train") else test
-        raw = (mnist / name).read_bytes()
-        header = 4 + 4 * raw[3]
-        item_size = 784 if "images" in name else 1
-        (folder / name).write_bytes(
-            raw[:4] + struct.pack(">I", count) + raw[8 : header + count * item_size]
-        )
+        header, size = (16, 784) if "images" in name else (8, 1)
+        raw = (mnist / name).read_bytes()[: header + count * size]
+        (folder / name).write_bytes(raw[:4] + struct.pack(">I", count) + raw[8:])
     return folder
 
 

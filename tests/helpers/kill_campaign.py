@@ -8,25 +8,26 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from conftest import subset
+from helpers.mlflow_contents import points, runs_of
 from helpers.repo import Repo, plant
 
 LOG = ".dvc/tmp/output.log"
 # About half a second per epoch, three times what makes a checkpoint due.
 LONG = {"num_epochs": 12, "sample_every": 5, "h_dim": 64, "batch_size": 1}
-CHANGE = ("-n", "x", "-S", "seed=1")
 COMMANDS = {
     "workspace": ("dvc", "repro"),
-    "experiment": ("dvc", "exp", "run", *CHANGE),
-    "temp": ("dvc", "exp", "run", "--temp", *CHANGE),
+    "experiment": ("dvc", "exp", "run", "-n", "x"),
+    "temp": ("dvc", "exp", "run", "--temp", "-n", "x"),
     "queue": ("dvc", "queue", "start"),
 }
+QUEUE = ("dvc", "exp", "run", "--queue", "-n", "x")
 # What is killed, by its command line.
 TARGETS = {
     "training": r"-m pipeline\.stages\.train$",
@@ -44,13 +45,12 @@ class Outcome:
     moment: float  # seconds after the start of the command
     victims: int  # processes killed, 0 if the pipeline had ended before
     resumed: int  # the epoch after which the training resumed, 0 if it did not
-    commands: list[str]  # that recovered it
     same_lock: bool  # the dvc.lock is that of an execution without a kill
     one_run: bool  # MLflow has one finished run, and each step of it once
 
 
 class Campaign:
-    """A repository with the dataset, copied for every kill, and the expected dvc.lock files."""
+    """A repository with the dataset, copied for every kill, and the expected dvc.lock."""
 
     def __init__(self, folder: Path, mnist: Path) -> None:
         self.folder = folder
@@ -65,10 +65,7 @@ class Campaign:
         start = time.monotonic()
         reference.run("dvc", "repro")
         self.seconds = time.monotonic() - start
-        self.locks = {"workspace": lock_of(reference, "workspace")}
-        reference.run("git", "checkout", "-q", ".")
-        reference.run(*COMMANDS["temp"])
-        self.locks |= dict.fromkeys(("experiment", "temp", "queue"), lock_of(reference, "temp"))
+        self.lock = lock_of(reference, "workspace")
 
     def trials(self, count: int, seed: int) -> Iterator[Outcome]:
         """`count` kills at random moments, over all modes and targets in turn."""
@@ -86,7 +83,7 @@ class Campaign:
 
     def trial(self, repo: Repo, mode: str, target: str, moment: float) -> Outcome:
         if mode == "queue":
-            repo.run("dvc", "exp", "run", "--queue", *CHANGE)
+            repo.run(*QUEUE)
         with (repo.root / LOG).open("a") as log:
             process = subprocess.Popen(
                 COMMANDS[mode], cwd=repo.root, env=repo.environment(), stdin=subprocess.DEVNULL,
@@ -97,48 +94,32 @@ class Campaign:
         while processes(repo, r"-m pipeline\.stages|dvc (repro|exp run|exp queue)"):
             time.sleep(0.1)
         process.wait(timeout=60)
-        commands = recover(repo, mode)
+        recover(repo, mode)
         logs = [repo.root / LOG, *repo.root.glob(".dvc/tmp/exps/run/*/*.out")]
         text = "".join(path.read_text(errors="replace") for path in logs)
         resumed = max(map(int, re.findall(r"resuming after epoch (\d+)", text)), default=0)
         return Outcome(
-            mode, target, round(moment, 1), victims, resumed, commands,
-            same_lock=lock_of(repo, mode) == self.locks[mode], one_run=has_one_run(repo),
+            mode, target, round(moment, 1), victims, resumed,
+            same_lock=lock_of(repo, mode) == self.lock, one_run=has_one_run(repo),
         )  # fmt: skip
 
 
-def recover(repo: Repo, mode: str) -> list[str]:
-    """Run what docs/troubleshooting.md recommends until the results exist; return the commands."""
-    commands: list[str] = []
-
-    def run(command: str) -> str:
-        commands.append(command)
-        output = repo.run("bash", "-c", command, ok=None)
-        with (repo.root / LOG).open("a") as log:
-            log.write(output)
-        return output
-
+def recover(repo: Repo, mode: str) -> None:
+    """Do what docs/troubleshooting.md recommends, until the results exist."""
     for _ in range(3):
         if is_finished(repo, mode):
-            return commands
-        if not repo.run("git", "branch", "--show-current"):
-            run("git switch master")
-        if repo.run("git", "stash", "list"):
-            run("git stash pop --index")
+            return
+        repo.run("git", "switch", "master", ok=None)
+        repo.run("git", "stash", "pop", "--index", ok=None)
+        (repo.root / ".dvc/tmp/rwlock").unlink(missing_ok=True)
         if mode == "queue":
-            queue_again(repo, run)
-        elif "Unable to read RWLock-file" in run(" ".join(COMMANDS[mode])):
-            run("rm .dvc/tmp/rwlock")
-    raise AssertionError(f"{mode}: {commands}\n{(repo.root / LOG).read_text()}")
-
-
-def queue_again(repo: Repo, run: Callable[[str], str]) -> None:
-    status = repo.run("dvc", "queue", "status")
-    if re.search(r"\bx\b.*Running", status):
-        run("dvc queue kill x")
-    if not re.search(r"\bx\b.*Queued", status):
-        run(" ".join(("dvc exp run --queue", *CHANGE)))
-    repo.run_queue()
+            repo.run("dvc", "queue", "kill", "x", ok=None)
+            repo.run(*QUEUE, ok=None)
+            repo.run_queue()
+            continue
+        with (repo.root / LOG).open("a") as log:
+            log.write(repo.run(*COMMANDS[mode], ok=None))
+    raise AssertionError(f"{mode}: {(repo.root / LOG).read_text()}")
 
 
 def processes(repo: Repo, pattern: str) -> list[psutil.Process]:
@@ -174,8 +155,8 @@ def lock_of(repo: Repo, mode: str) -> str:
 
 def has_one_run(repo: Repo) -> bool:
     client = repo.store()
-    runs = client.search_runs([client.get_experiment_by_name("mnist-vae").experiment_id])
+    runs = runs_of(client)
     if [run.info.status for run in runs] != ["FINISHED"]:
         return False
-    steps = [point.step for point in client.get_metric_history(runs[0].info.run_id, "train/kl")]
-    return sorted(steps) == list(range(1, LONG["num_epochs"] + 1))
+    steps = [step for step, _ in points(client, runs[0])["train/kl"]]
+    return steps == list(range(1, LONG["num_epochs"] + 1))

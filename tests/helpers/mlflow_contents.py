@@ -1,15 +1,13 @@
 """What an MLflow store contains, read back through MLflow's client and compared with the files."""
 
-import csv
-import hashlib
 import io
 import json
-import math
 import re
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 from helpers.repo import Repo
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
@@ -18,7 +16,6 @@ from mlflow.entities import Run
 from pipeline.params import parse_yaml
 
 TABLES = ("history.csv", "evaluation.json")
-FIGURES = ("bound", "interpolations", "kl_per_dimension", "posterior_means", "traversals")
 RANDOM = re.compile(r"timestamp\+\d+\+[0-9a-f-]{36}")  # in the name of a logged image
 
 
@@ -43,15 +40,11 @@ def points(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]
 
 def expected_points(history: str, evaluation: str) -> dict[str, list[tuple[int, float]]]:
     """The points that history.csv and evaluation.json have; standard errors are not logged."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for row in csv.DictReader(io.StringIO(history)):
-        for key, value in row.items():
-            if key != "epoch" and not math.isnan(float(value)):
-                found.setdefault(key, []).append((int(row["epoch"]), float(value)))
-    for name, value in json.loads(evaluation)["test"].items():
-        if not name.endswith("_se"):
-            found[f"test/{name}"] = [(0, float(value))]
-    return found
+    table = pd.read_csv(io.StringIO(history), dtype=str).astype(float).set_index("epoch")
+    columns = table.dropna(axis="columns").items()
+    metrics = json.loads(evaluation)["test"].items()
+    test = {f"test/{name}": [(0, value)] for name, value in metrics if not name.endswith("_se")}
+    return {key: list(column.items()) for key, column in columns} | test
 
 
 def files_of(client: MlflowClient, run: Run) -> dict[str, bytes]:
@@ -61,6 +54,12 @@ def files_of(client: MlflowClient, run: Run) -> dict[str, bytes]:
     found = [(RANDOM.sub("", str(path.relative_to(root))), path.read_bytes()) for path in files]
     assert len(dict(found)) == len(found), "an artifact is there twice"
     return dict(found)
+
+
+def only_run(root: Path) -> tuple[MlflowClient, Run]:
+    """The store in a folder, and its only run."""
+    (run,) = runs_of(client := client_of(root))
+    return client, run
 
 
 def models_of(client: MlflowClient, run: Run) -> list:
@@ -84,11 +83,9 @@ def assert_whole(repo: Repo, run: Run, revision: str) -> None:
 
     files = files_of(client, run)
     listed = repo.run("git", "ls-tree", "-r", "--name-only", revision, "reports/").split()
-    committed = [name for name in listed if f"{Path(name).name}" != ".gitignore"]
-    assert {name for name in files if name.startswith("reports/")} == {
-        *committed,
-        "reports/per_image.parquet",
-    }
+    committed = {name for name in listed if Path(name).name != ".gitignore"}
+    logged = {name for name in files if name.startswith("reports/")}
+    assert logged == committed | {"reports/per_image.parquet"}
     for name in committed:
         if name.endswith((".csv", ".json")):
             assert files[name].decode() == at(name)
@@ -111,20 +108,12 @@ def assert_whole(repo: Repo, run: Run, revision: str) -> None:
 
 
 def dump(client: MlflowClient) -> list[object]:
-    """Everything in a store apart from ids: equal for equal stores."""
+    """Everything in a store: equal as long as it has the same contents."""
     found = []
     for run in runs_of(client):
-        files = files_of(client, run)
-        inputs = [(item.dataset.digest, item.tags[0].value) for item in run.inputs.dataset_inputs]
-        found.append({
-            "name": run.info.run_name, "status": run.info.status, "tags": run.data.tags,
-            "params": run.data.params, "time": (run.info.start_time, run.info.end_time),
-            "points": points(client, run), "inputs": sorted(inputs),
-            "artifacts": {name: hashlib.sha256(files[name]).hexdigest() for name in files},
-            "models": [
-                (str(model.status), model.params, sorted((m.key, m.value) for m in model.metrics))
-                for model in models_of(client, run)
-            ],
-            "outputs": len(run.outputs.model_outputs if run.outputs else []),
-        })  # fmt: skip
-    return sorted(found, key=lambda run: (run["name"], json.dumps(run["tags"], sort_keys=True)))
+        models = [
+            (model.model_id, str(model.status), model.params, sorted(map(str, model.metrics)))
+            for model in models_of(client, run)
+        ]
+        found.append((run.to_dictionary(), points(client, run), files_of(client, run), models))
+    return found

@@ -44,11 +44,10 @@ class Repo:
         """
         dropped = ("DVC_", "MLFLOW_", "SHELL")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-        git = {
-            "GIT_CONFIG_GLOBAL": os.devnull
-        }  # no signing, and no hooks of whoever runs the tests
-        git |= {f"GIT_{who}_NAME": "x" for who in ("AUTHOR", "COMMITTER")}
-        git |= {f"GIT_{who}_EMAIL": "x@y.z" for who in ("AUTHOR", "COMMITTER")}
+        # No signing, and no hooks of whoever runs the tests.
+        git = {"GIT_CONFIG_GLOBAL": os.devnull}
+        for who in ("AUTHOR", "COMMITTER"):
+            git |= {f"GIT_{who}_NAME": "x", f"GIT_{who}_EMAIL": "x@y.z"}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return {**kept, **git, "PATH": path, "MNIST_MIRROR": str(self.mirror), **self.env}
 
@@ -93,10 +92,9 @@ class Repo:
 
     def state(self) -> dict[str, bytes]:
         """Everything that `dvc repro` writes, apart from the MLflow store, by path."""
-        paths = [self.root / "dvc.lock", *(self.root / "reports").rglob("*")]
+        paths = [self.root / "dvc.lock", *(self.root / "reports").rglob("*.*")]
         paths += (self.root / "data").glob("*.safetensors")
-        files = [path for path in paths if path.is_file()]
-        return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in files}
+        return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in paths}
 
     def metrics(self) -> dict[str, float]:
         return json.loads((self.root / "reports" / "metrics.json").read_text())["test"]

@@ -4,16 +4,21 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
+from pipeline.runtime import device
 from pipeline.runtime.device import one_thread, prepare_device
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """PyTorch's settings after the test."""
+    yield
+    torch.set_deterministic_debug_mode("default")
 
 
 def test_auto_is_the_best_device_of_the_machine():
     best = "mps" if torch.backends.mps.is_available() else "cpu"
     expected = "cuda" if torch.cuda.is_available() else best
-    try:
-        assert prepare_device("auto").type == expected
-    finally:
-        torch.set_deterministic_debug_mode("default")
+    assert prepare_device("auto").type == expected
     assert prepare_device("cpu").type == "cpu"
 
 
@@ -30,16 +35,13 @@ def test_a_missing_device_is_refused(monkeypatch, name):
 def gpus(monkeypatch, tmp_path):
     """Three GPUs, as far as the choice among them is concerned."""
     monkeypatch.chdir(tmp_path)
-    models = ["A", "B", "A"]
-    chosen = []
+    models = [SimpleNamespace(name=name, uuid=i) for i, name in enumerate("ABA")]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name=models[i], uuid=i)
-    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", models.__getitem__)
+    chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     yield
-    torch.set_deterministic_debug_mode("default")
     assert len(chosen) == 1
 
 
@@ -49,19 +51,15 @@ def test_any_gpu_of_the_first_ones_model_may_be_used_unless_one_is_named(
     monkeypatch, name, allowed
 ):
     offered = []
-    monkeypatch.setattr(
-        "pipeline.runtime.device.reserve_gpu", lambda uuids: offered.extend(uuids) or 0
-    )
+    monkeypatch.setattr(device, "reserve_gpu", lambda uuids: offered.extend(uuids) or 0)
     assert str(prepare_device(name).index) == allowed[0]
     assert offered == allowed
     assert torch.are_deterministic_algorithms_enabled()
 
 
-def test_one_thread_is_undone_after_an_error():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+def test_one_thread_is_undone_after_an_error(set_threads):
+    set_threads(2)
     with pytest.raises(ValueError, match="x"), one_thread():
         assert torch.get_num_threads() == 1
         raise ValueError("x")
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)

@@ -57,9 +57,8 @@ def test_the_fingerprint_depends_on_the_code_of_train_alone(params, code):
     assert fingerprint(origin, params, code) != first
 
 
-def test_code_hashes_name_the_declared_dependencies(code):
+def test_code_hashes_name_the_declared_dependencies_and_depend_on_names_of_files(code):
     hashes = code_sha256("train", code)
     assert {"pipeline/model", "pipeline/stages/train.py", "pipeline/training"} <= hashes.keys()
-    moved = code / "pipeline/model/renamed.py"
-    (code / "pipeline/model/likelihood.py").rename(moved)
+    (code / "pipeline/model/likelihood.py").rename(code / "pipeline/model/renamed.py")
     assert code_sha256("train", code)["pipeline/model"] != hashes["pipeline/model"]

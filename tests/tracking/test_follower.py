@@ -1,19 +1,14 @@
 """A training is streamed while it runs, and no failing server delays it or loses a point."""
 
-import os
-import signal
+import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
 
-import psutil
 import pytest
 from helpers.failing_servers import KINDS
-from helpers.mlflow_contents import assert_whole, client_of, dump, points, runs_of
-from helpers.repo import Repo, hears_ctrl_c
+from helpers.kill_campaign import TARGETS, processes
+from helpers.mlflow_contents import assert_whole, client_of, dump, only_run, points, runs_of
 from helpers.servers import kill_group, mlflow_server
 from mlflow import MlflowClient
 
@@ -21,14 +16,11 @@ from pipeline.params import load_params
 from pipeline.paths import HISTORY, MODEL, SAMPLES
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.fingerprint import fingerprint, provenance
-from pipeline.runtime.pending_run import PATIENCE, follow_training, load_pending, pending_runs
+from pipeline.runtime.pending_run import PATIENCE, follow_training, pending_runs
 from pipeline.stages import log
 
-T = TypeVar("T")
-LONG = {"num_epochs": 300, "sample_every": 100, "h_dim": 512}
 
-
-def until(found: Callable[[], T], seconds: float = 120) -> T:
+def until(found: Callable[[], object], seconds: float = 120):
     """Wait until `found` returns something true, and return it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -55,13 +47,11 @@ def followed(execution: str | None = None):
     return follow_training(fingerprint(origin, params), origin, execution)
 
 
-def test_epochs_are_streamed_and_log_completes_the_run_without_doubling(finished, mlflow_tables):
+def test_epochs_are_streamed_and_log_completes_the_run_without_doubling(loggable):
     """Also if the training is interrupted and resumed. A line that is being written is not read."""
     lines = HISTORY.read_text().splitlines(keepends=True)
-    (finished / "mlflow.db").write_bytes(mlflow_tables.read_bytes())
-    for record in pending_runs():
-        record.remove()
-    client = client_of(finished)
+    pending_runs()[0].remove()
+    client = client_of(loggable)
     with pytest.raises(KeyboardInterrupt), followed() as record:
         HISTORY.write_text("".join(lines[:2]) + "2,")
         run = run_with(client, epochs=1)
@@ -75,11 +65,8 @@ def test_epochs_are_streamed_and_log_completes_the_run_without_doubling(finished
         run_with(client, epochs=3)
         resumed.finish(sha256_file(MODEL))
     assert client.get_run(run.info.run_id).info.status == "RUNNING", "until it is evaluated"
-    for command in (["init", "-q"], ["add", "reports"], ["commit", "-qm", "x"]):
-        identity = ["git", "-c", "user.name=x", "-c", "user.email=x@y.z"]
-        subprocess.run([*identity, *command], check=True)
     log.main()
-    (complete,) = runs_of(client)
+    _, complete = only_run(loggable)
     assert complete.info.run_id == run.info.run_id and complete.info.status == "FINISHED"
     assert [step for step, _ in points(client, complete)["train/kl"]] == [1, 2, 3]
     assert len(list(SAMPLES.glob("*.png"))) == 6
@@ -88,13 +75,13 @@ def test_epochs_are_streamed_and_log_completes_the_run_without_doubling(finished
 
 
 def test_failed_training_is_a_failed_run_without_a_record(workplace, mlflow_tables):
-    (workplace / "mlflow.db").write_bytes(mlflow_tables.read_bytes())
+    shutil.copy(mlflow_tables, workplace)
     HISTORY.parent.mkdir()
     with pytest.raises(ZeroDivisionError), followed():
         HISTORY.write_text("epoch,train/kl,val/kl\n1,2.5,nan\n")
         run_with(client_of(workplace), epochs=1)
         raise ZeroDivisionError
-    (run,) = runs_of(client_of(workplace))
+    _, run = only_run(workplace)
     assert run.info.status == "FAILED" and run.data.metrics == {"train/kl": 2.5}
     assert pending_runs() == []
 
@@ -126,54 +113,21 @@ def test_failing_server_costs_the_training_two_seconds_and_one_line(
     assert line.startswith("train: MLflow: ") and "training continues" in line
 
 
-def test_records_are_found_by_their_values_and_unreadable_ones_are_ignored(workplace):
-    HISTORY.parent.mkdir()
-    with followed() as record:
-        record.finish("a" * 64)
-    assert pending_runs() == [record] and load_pending(record.path) == record
-    record.path.with_name("torn.json").write_text("{")
-    assert pending_runs() == [record]
-
-
-@pytest.fixture
-def repo(repro_repo, tmp_path) -> Repo:
-    """A copy in which the long training is to be executed."""
-    copy = repro_repo.copy(tmp_path / "repo")
-    copy.set(**LONG)
-    copy.env["OMP_NUM_THREADS"] = "1"
-    copy.commit()
-    return copy
-
-
-def begin(repo: Repo, *command: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        command, cwd=repo.root, env=repo.environment(), text=True, preexec_fn=hears_ctrl_c,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
-def suspended(process: subprocess.Popen) -> psutil.Process:
-    """The training, stopped: however loaded the machine, the follower has time."""
-    root = psutil.Process(process.pid)
-    family = lambda: [root, *root.children(recursive=True)]  # noqa: E731
-    is_training = lambda each: each.cmdline()[1:] == ["-m", "pipeline.stages.train"]  # noqa: E731
-    training = until(lambda: next(filter(is_training, family()), None))
-    until(lambda: history_lines(Path(training.cwd())) > 3)
-    training.suspend()
-    return training
-
-
-def history_lines(root: Path) -> int:
-    path = root / HISTORY
-    return path.read_text().count("\n") if path.exists() else 0
-
-
 @pytest.mark.slow
-def test_server_that_dies_during_a_training_loses_no_point(repo):
+def test_server_that_dies_during_a_training_loses_no_point(repro_repo, tmp_path):
+    repo = repro_repo.copy(tmp_path / "repo")
+    repo.set(num_epochs=300, sample_every=100, h_dim=512)
+    repo.env["OMP_NUM_THREADS"] = "1"
     with mlflow_server(repo.root / ".dvc" / "tmp") as (address, server):
         repo.env["MLFLOW_TRACKING_URI"] = address
-        process = begin(repo, "dvc", "repro")
-        training = suspended(process)
+        process = subprocess.Popen(
+            ["dvc", "repro"], cwd=repo.root, env=repo.environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        (training,) = until(lambda: processes(repo, TARGETS["training"]))
+        history = repo.root / HISTORY
+        until(lambda: history.exists() and history.read_text().count("\n") > 3)
+        training.suspend()  # the follower has all the time it needs
         run_with(repo.store(), epochs=2)
         kill_group(server)
         training.resume()
@@ -189,22 +143,3 @@ def test_server_that_dies_during_a_training_loses_no_point(repo):
         assert_whole(repo, run, "HEAD")
         dumps.append(dump(repo.store()))
     assert dumps[0] == dumps[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_killed_training_leaves_no_process_and_resumes_in_its_run(repo, number):
-    (repo.root / HISTORY).unlink()  # DVC would do it
-    process = begin(repo, sys.executable, "-m", "pipeline.stages.train")
-    training = suspended(process)
-    run = run_with(until(lambda: (repo.root / "mlflow.db").exists() and repo.store()), epochs=2)
-    training.resume()
-    process.send_signal(number)
-    process.communicate()  # the follower writes to the same pipe: it has ended, too
-    status = repo.store().get_run(run.info.run_id).info.status
-    assert status == "KILLED" or os.getloadavg()[0] > 4, "a busy machine may take longer than 2 s"
-    repo.run("dvc", "repro")
-    repo.commit()
-    (again,) = repo.runs().values()
-    assert again.info.run_id == run.info.run_id
-    assert_whole(repo, again, "HEAD")

@@ -3,8 +3,6 @@
 import io
 import os
 import pickle
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,19 +13,6 @@ from pipeline.errors import UserError
 from pipeline.runtime.files import checkpoint_path
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.stages import evaluate, log, train, train_classifier
-
-EXECUTED: list[str] = []
-
-
-def listen(event: str, arguments: tuple) -> None:
-    """Python reports every mkdir, and every name that a pickle asks for."""
-    if event in ("os.mkdir", "pickle.find_class") and "exploded" in str(arguments):
-        EXECUTED.append(event)
-    if event == "pickle.find_class" and arguments[:2] == (os.name, "mkdir"):
-        EXECUTED.append(event)
-
-
-sys.addaudithook(listen)
 
 
 class Bomb:
@@ -49,16 +34,8 @@ BOMBS = (
 )
 
 
-def test_audit_hook_notices_a_pickle_that_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    EXECUTED.clear()
-    pickle.loads(BOMBS[0])
-    assert EXECUTED and Path("exploded").is_dir()
-
-
 def attack(path: Path, stage) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    EXECUTED.clear()
     for bomb in BOMBS:
         path.write_bytes(bomb)
         try:
@@ -66,7 +43,7 @@ def attack(path: Path, stage) -> None:
         except UserError as error:
             assert "\n" not in str(error)
             assert path.read_bytes() == bomb, "what is refused stays as it is"
-        assert EXECUTED == [] and not Path("exploded").exists()
+        assert not Path("exploded").exists()
 
 
 @pytest.mark.parametrize("stage, path", [
@@ -77,10 +54,11 @@ def attack(path: Path, stage) -> None:
 ], ids=str)  # fmt: skip
 def test_pickle_in_place_of_an_input_is_refused(finished, stage, path):
     attack(path, stage)
+    pickle.loads(BOMBS[0])
+    assert Path("exploded").exists(), "a pickle that is read leaves a trace"
 
 
-def test_pickle_in_place_of_a_pending_run_or_a_checkpoint_is_ignored(finished, mlflow_tables):
-    shutil.copy(mlflow_tables, finished)
+def test_pickle_in_place_of_a_pending_run_or_a_checkpoint_is_ignored(loggable):
     (record,) = pending_runs()
     attack(record.path, log)
     attack(checkpoint_path(record.fingerprint), train)

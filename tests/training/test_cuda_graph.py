@@ -5,6 +5,7 @@ again on the same memory; whatever Python computed during the capture stays cons
 """
 
 from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -47,19 +48,10 @@ class Recorder(TorchDispatchMode):
                     place.copy_(value)
 
 
-class Stream:
-    """In place of torch.cuda.Stream."""
-
-    def wait_stream(self, other):
-        assert other is not self
-
-
 @pytest.fixture
 def graphs(monkeypatch):
     """All graphs that are recorded; `fit` records them as on CUDA."""
-    recorded = []
-
-    warmed_up = []
+    recorded, warmed_up = [], []
 
     def new_graph():
         recorded.append(Recorder())
@@ -75,9 +67,9 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", use_stream)
+    monkeypatch.setattr(torch.cuda, "Stream", MagicMock)
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock)
     monkeypatch.setattr(fit_module, "_as_graphs", Graphs)
     monkeypatch.setattr(accelerated, "Columns", Rows)
     return recorded
@@ -88,11 +80,9 @@ def data(small_train):
     return hold_out(small_train, 100)
 
 
-def train(data, precision="float32", first=1, state=None, **architecture):
+def train(data, precision="float32", **architecture):
     optimizer = Optimizer(small_vae(**architecture), 1e-3, precision)
-    if state:
-        optimizer.restore(state)
-    records = list(fit(optimizer, *data, range(first, 4), batch_size=128, seed=0))
+    records = list(fit(optimizer, *data, range(1, 4), batch_size=128, seed=0))
     return records, weights(optimizer.model)
 
 
@@ -122,17 +112,6 @@ def test_a_long_epoch_replays_one_graph_several_times_and_a_smaller_one_for_the_
     records, vector = train(data)
     assert len(graphs) == 1 + 2
     assert records == expected[0] and torch.equal(vector, expected[1])
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_resumed_training_records_its_own_graphs_and_ends_in_the_same_bits(
-    data, graphs, precision
-):
-    optimizer = Optimizer(small_vae(), 1e-3, precision)
-    list(fit(optimizer, *data, range(1, 2), batch_size=128, seed=0))
-    records, vector = train(data, precision, first=2, state=optimizer.state())
-    expected_records, expected = train(data, precision)
-    assert records == expected_records[1:] and torch.equal(vector, expected)
 
 
 def test_a_recorded_step_does_not_wait_for_the_device(data, graphs, monkeypatch):

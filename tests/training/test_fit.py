@@ -52,12 +52,6 @@ def test_a_record_has_the_terms_and_their_sum(data):
             assert record[f"{split}/neg_elbo"] == pytest.approx(total, rel=1e-6)
 
 
-def test_without_validation_images_their_means_are_nan(data):
-    _, records = train(without_validation(data))
-    assert all(math.isnan(records[0][f"val/{term}"]) for term in ("recon", "kl", "neg_elbo"))
-    assert math.isfinite(records[0]["train/neg_elbo"])
-
-
 def reference_losses(data, epochs, learning_rate=1e-3):
     """The loop of the original script, given the same order and noise: (epoch, step, loss)."""
     model, images = small_vae(), to_unit(data[0].images)
@@ -108,30 +102,22 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(data):
 
 @pytest.mark.parametrize("accelerated", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_number_of_threads_changes_no_bit(data, monkeypatch, accelerated, precision):
+def test_the_number_of_threads_changes_no_bit(
+    data, monkeypatch, set_threads, accelerated, precision
+):
     if not accelerated:
         monkeypatch.setattr("pipeline.training.accelerated.TOLERANCE", -1.0)
-    before = torch.get_num_threads()
     runs = []
     for threads in (1, 2):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         model, records = train(data, precision=precision, model=small_vae(h_dim=400, z_dim=20))
-        runs.append((weights(model), records))
-    torch.set_num_threads(before)
-    for values, records in runs[1:]:
-        assert torch.equal(values, runs[0][0]) and records == runs[0][1]
+        runs.append((weights(model).tolist(), records))
+    assert runs[0] == runs[1]
 
 
 def test_an_epoch_depends_on_neither_later_epochs_nor_validation(data):
     (_, short), (_, long) = train(data, epochs=1), train(without_validation(data), epochs=3)
     assert short[0]["train/neg_elbo"] == long[0]["train/neg_elbo"]
-
-
-def test_every_image_is_used_once_per_epoch_including_the_smaller_last_batch(data):
-    """At learning rate ~0 the mean over an epoch is the mean over all images."""
-    _, batches = train(data, learning_rate=1e-30, epochs=1, batch_size=300)
-    _, whole = train(data, learning_rate=1e-30, epochs=1, batch_size=60_000)
-    assert batches[0]["train/neg_elbo"] == pytest.approx(whole[0]["train/neg_elbo"], rel=1e-6)
 
 
 def test_validation_uses_the_same_noise_each_epoch(data):
@@ -140,14 +126,11 @@ def test_validation_uses_the_same_noise_each_epoch(data):
 
 
 def test_bfloat16_trains_what_float32_trains(data):
-    (model, rough), (_, exact) = (
-        train(data, precision=name, epochs=8) for name in reversed(PRECISIONS)
-    )
+    model, rough = train(data, precision="bfloat16", epochs=8)
+    _, exact = train(data, epochs=8)
     assert weights(model).dtype == torch.float32 and rough != exact
-    for split in ("train", "val"):
-        assert rough[-1][f"{split}/neg_elbo"] == pytest.approx(
-            exact[-1][f"{split}/neg_elbo"], rel=1e-2
-        )
+    for column in ("train/neg_elbo", "val/neg_elbo"):
+        assert rough[-1][column] == pytest.approx(exact[-1][column], rel=1e-2)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

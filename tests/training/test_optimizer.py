@@ -1,17 +1,7 @@
-import pytest
 import torch
 from helpers.models import small_vae, weights
 
-from pipeline.training.optimizer import PRECISIONS, Optimizer
-
-
-def walk(optimizer, steps, seed=1):
-    rng = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        for parameter in optimizer.working.parameters():
-            gradient = torch.randn(parameter.shape, generator=rng)
-            parameter.grad = gradient.to(parameter.dtype)
-        optimizer.step()
+from pipeline.training.optimizer import Optimizer
 
 
 def test_steps_are_those_of_the_paper():
@@ -30,21 +20,12 @@ def test_steps_are_those_of_the_paper():
     torch.testing.assert_close(weights(model).double(), theta, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_restored_state_continues_with_the_same_bits(precision):
-    optimizer = Optimizer(small_vae(), 1e-2, precision)
-    walk(optimizer, 3)
-    state = {name: tensor.clone() for name, tensor in optimizer.state().items()}
-    restored = Optimizer(small_vae(seed=1), 1e-2, precision)
-    restored.restore(state)
-    for each in (optimizer, restored):
-        walk(each, 3, seed=2)
-    assert torch.equal(weights(optimizer.model), weights(restored.model))
-    assert torch.equal(weights(optimizer.working), weights(restored.working))
-
-
 def test_in_bfloat16_a_copy_follows_the_float32_weights():
     optimizer = Optimizer(small_vae(), 1e-2, "bfloat16")
-    walk(optimizer, 2)
-    assert weights(optimizer.model).dtype == torch.float32
-    assert torch.equal(weights(optimizer.working), weights(optimizer.model).bfloat16())
+    for parameter in optimizer.working.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = weights(optimizer.model)
+    optimizer.step()
+    after = weights(optimizer.model)
+    assert after.dtype == torch.float32 and (after < before).all()
+    assert torch.equal(weights(optimizer.working), after.bfloat16())

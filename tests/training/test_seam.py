@@ -7,9 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
-import pytest
 from conftest import ROOT, furnish
 
 from pipeline.paths import HISTORY, MODEL
@@ -25,66 +25,55 @@ PENALTY = (
 PENALIZED = ("self.recon + self.kl", "self.recon + self.kl + self.penalty")
 
 
-class Training:
-    """The stage with edits [(before, after)] of objective.py, with or without acceleration."""
+def train(folder, dataset, *edits, accelerated=True) -> list[str]:
+    """Run the stage in `folder` with edits [(before, after)] of objective.py.
 
-    def __init__(self, folder, dataset, *edits, accelerated=True):
-        code = folder / "code"
-        shutil.copytree(ROOT / "pipeline", code / "pipeline")
-        shutil.copy(ROOT / "dvc.yaml", code)
-        text = (code / OBJECTIVE).read_text(encoding="utf-8")
-        for before, after in edits:
-            assert text.count(before) == 1
-            text = text.replace(before, after)
-        (code / OBJECTIVE).write_text(text, encoding="utf-8")
-        if not accelerated:
-            shutil.rmtree(code / ACCELERATED)
-        furnish(folder / "work", dataset)
-        done = subprocess.run(
-            [sys.executable, "-m", "pipeline.stages.train"], cwd=folder / "work", check=True,
-            env={**os.environ, "PYTHONPATH": str(code)}, capture_output=True, text=True,
-        )  # fmt: skip
-        self.autograd = [line for line in done.stderr.splitlines() if "autograd" in line]
-        self.tensors = read_tensors(folder / "work" / MODEL)
-        self.history = pd.read_csv(folder / "work" / HISTORY)
+    Returns its messages about autograd.
+    """
+    code = folder / "code"
+    shutil.copytree(ROOT / "pipeline", code / "pipeline")
+    shutil.copy(ROOT / "dvc.yaml", code)
+    text = (code / OBJECTIVE).read_text(encoding="utf-8")
+    for before, after in edits:
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    (code / OBJECTIVE).write_text(text, encoding="utf-8")
+    if not accelerated:
+        shutil.rmtree(code / ACCELERATED)
+    furnish(folder, dataset)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.stages.train"], cwd=folder, check=True,
+        env={**os.environ, "PYTHONPATH": str(code)}, capture_output=True, text=True,
+    )  # fmt: skip
+    return [line for line in done.stderr.splitlines() if "autograd" in line]
 
 
-def distance(one: Training, other: Training) -> float:
+def distance(one: Path, other: Path) -> float:
     """The largest difference between two weights."""
-    return max((one.tensors[name] - other.tensors[name]).abs().max().item() for name in one.tensors)
+    first, second = read_tensors(one / MODEL), read_tensors(other / MODEL)
+    return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
-@pytest.fixture(scope="module")
-def unchanged(tmp_path_factory, small_dataset):
-    return Training(tmp_path_factory.mktemp("unchanged"), small_dataset)
+def test_without_the_folder_autograd_trains_the_same_model(
+    finished_workspace, tmp_path, small_dataset
+):
+    assert len(train(tmp_path, small_dataset, accelerated=False)) == 1
+    assert distance(tmp_path, finished_workspace) < 1e-4
+    plain, accelerated = (pd.read_csv(at / HISTORY) for at in (tmp_path, finished_workspace))
+    pd.testing.assert_frame_equal(plain, accelerated, rtol=1e-5)
 
 
-def test_the_default_model_is_accelerated(unchanged):
-    assert unchanged.autograd == []
+def test_an_edited_loss_is_trained_with_one_message(finished_workspace, tmp_path, small_dataset):
+    assert len(train(tmp_path, small_dataset, LOSS)) == 1
+    assert distance(tmp_path, finished_workspace) > 1e-3
 
 
-def test_without_the_folder_autograd_trains_the_same_model(unchanged, tmp_path, small_dataset):
-    plain = Training(tmp_path, small_dataset, accelerated=False)
-    assert len(plain.autograd) == 1
-    assert distance(plain, unchanged) < 1e-4
-    assert plain.history["val/neg_elbo"].iloc[-1] == pytest.approx(
-        unchanged.history["val/neg_elbo"].iloc[-1], rel=1e-5
-    )
-
-
-def test_an_edited_loss_is_trained_with_one_message(unchanged, tmp_path, small_dataset):
-    edited = Training(tmp_path, small_dataset, LOSS)
-    assert len(edited.autograd) == 1
-    assert distance(edited, unchanged) > 1e-3
-    assert edited.history["train/neg_elbo"].iloc[0] > unchanged.history["train/neg_elbo"].iloc[0]
-
-
-def test_a_new_term_is_trained_and_gets_its_columns(unchanged, tmp_path, small_dataset):
-    edited = Training(tmp_path, small_dataset, FIELD, PENALTY, PENALIZED)
-    assert len(edited.autograd) == 1
-    assert distance(edited, unchanged) > 1e-3
-    assert [*edited.history] == [
+def test_a_new_term_is_trained_and_gets_its_columns(finished_workspace, tmp_path, small_dataset):
+    assert len(train(tmp_path, small_dataset, FIELD, PENALTY, PENALIZED)) == 1
+    assert distance(tmp_path, finished_workspace) > 1e-3
+    history = pd.read_csv(tmp_path / HISTORY)
+    assert [*history] == [
         "epoch", "train/recon", "train/kl", "train/penalty", "train/neg_elbo",
         "val/recon", "val/kl", "val/penalty", "val/neg_elbo",
     ]  # fmt: skip
-    assert (edited.history["train/penalty"] > 0).all()
+    assert (history["train/penalty"] > 0).all()
