@@ -117,6 +117,7 @@ def test_failing_server_costs_the_training_two_seconds_and_one_line(
 def test_server_that_dies_during_a_training_loses_no_point(repro_repo, tmp_path):
     repo = repro_repo.copy(tmp_path / "repo")
     repo.set(num_epochs=300, sample_every=100, h_dim=512)
+    repo.commit()
     repo.env["OMP_NUM_THREADS"] = "1"
     with mlflow_server(repo.root / ".dvc" / "tmp") as (address, server):
         repo.env["MLFLOW_TRACKING_URI"] = address
