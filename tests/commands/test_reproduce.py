@@ -114,11 +114,11 @@ def test_differences_of_tables_are_reported_with_their_size_and_place(tmp_path):
 def test_a_run_that_cannot_be_reproduced_is_a_user_error(word):
     def run(name: str, status: str = "FINISHED", commit: str = "f" * 40) -> SimpleNamespace:
         info = SimpleNamespace(run_id=f"id of {name}", run_name=name, status=status)
-        tags = {"mlflow.source.git.commit": commit, "dvc.exp_name": f"e-{name}, other {name}"}
+        tags = {"mlflow.source.git.commit": commit, "dvc.exp_name": f"first-{name}, second-{name}"}
         return SimpleNamespace(info=info, data=SimpleNamespace(tags=tags))
 
     runs = [run("a"), run("twice"), run("twice"), run("running", status="RUNNING")]
     runs.append(run("outside of git", commit=""))
     with error_about(word):
         find_run(runs, word)
-    assert find_run(runs, "id of a") == find_run(runs, "other a") == run("a")
+    assert find_run(runs, "id of a") == find_run(runs, "second-a") == run("a")
