@@ -58,7 +58,7 @@ def weights(model: VAE, split: Split, num_samples: int, scale: float) -> Tensor:
         return log_weights(model, batch, eps, FAST["bernoulli"].gray, scale)
 
     starts = range(0, len(split.images), AT_A_TIME)
-    return torch.cat(list(in_order(compute, starts, lambda: threads)))
+    return torch.cat(list(in_order(compute, starts, threads)))
 
 
 def part(split: Split, chosen: slice) -> Split:

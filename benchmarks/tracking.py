@@ -25,7 +25,7 @@ FOLLOWED = "import pipeline.stages.train as train\n{patches}train.main()"
 ALONE = """
 from contextlib import nullcontext
 from types import SimpleNamespace
-pending_run = SimpleNamespace(execution="none", finish=lambda sha256: None)
+pending_run = SimpleNamespace(finish=lambda sha256: None)
 train.follow_training = lambda *_: nullcontext(pending_run)
 """
 NO_CHECKPOINT = "train.CheckpointFile.save = lambda *_: None\n"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml.constructor import ConstructorError
 
 from pipeline.errors import UserError
 from pipeline.paths import PARAMS
@@ -50,7 +51,7 @@ def load_params(path: Path = PARAMS) -> Params:
         # A misspelled key is both unknown and missing; the unknown key is the one to report.
         first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
         key = str(first["loc"][0])
-        value = "" if first["type"] == "missing" else f" (got {_short(content[key])})"
+        value = "" if first["type"] == "missing" else f" (got {content[key]!r:.60})"
         raise UserError(f"{path.name}: {key}", f"{first['msg']}{value}") from error
 
 
@@ -58,17 +59,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that contains a mapping. Raises UserError about the file."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(path.name, f"cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(path.name, "is not UTF-8 text") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(path.name, f"cannot be read ({error})") from error
     return parse_yaml(text, path.name)
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
     """Parse YAML text that contains a mapping with string keys. Raises UserError about `name`."""
     try:
-        content = yaml.load(text, _StrictLoader)  # noqa: S506 (derived from SafeLoader)
+        content = yaml.load(text, _StrictLoader)  # noqa: S506 (a safe one)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(name, f"is not valid YAML ({error.problem}{line})") from error
@@ -79,8 +78,8 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     return content
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2, as DVC reads them. A key given twice is an error.
+class _StrictLoader(yaml.CSafeLoader):
+    """CSafeLoader with the scalars of YAML 1.2, as DVC reads them. A key given twice is an error.
 
     YAML 1.1 reads `1e-05`, as DVC writes `-S learning_rate=1e-5`, as a string, and `010` as 8.
     """
@@ -95,14 +94,10 @@ class _StrictLoader(yaml.SafeLoader):
         seen: list[object] = []  # a list: a key may be unhashable
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
-                )
+                problem = f"{key.value} is given twice"
+                raise ConstructorError(problem=problem, problem_mark=key.start_mark)
             seen.append(key.value)
         return super().construct_mapping(node, deep)
-
-    def construct_decimal(self, node: yaml.ScalarNode) -> int:
-        return int(node.value)
 
 
 _INT = re.compile(r"^[-+]?\d+$")
@@ -113,9 +108,4 @@ _BOOL = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
-_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_decimal)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))

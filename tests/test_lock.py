@@ -15,10 +15,10 @@ ENTRIES = re.findall(ENTRY, LOCK, flags=re.MULTILINE)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RUN_TIME = [Requirement(line) for line in PROJECT["dependencies"]]
 DEVELOPMENT = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
-# Needed without an import: tools, plug-ins, and what MLflow reads a GPU's metrics with.
+# Needed without an import: tools, plug-ins, and what MLflow reads the load of a machine with.
 NOT_IMPORTED = {
-    "import-linter", "mypy", "nvidia-ml-py", "psycopg", "pytest-timeout", "pytest-xdist", "ruff",
-    "types-pyyaml",
+    "import-linter", "mypy", "nvidia-ml-py", "psutil", "psycopg", "pytest-timeout", "pytest-xdist",
+    "ruff", "types-pyyaml",
 }  # fmt: skip
 
 

@@ -10,11 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.commands.comparison.configurations import compare
+from pipeline.commands.comparison import configurations, page, tables
 from pipeline.commands.comparison.links import links
-from pipeline.commands.comparison.page import render
 from pipeline.commands.comparison.runs import Run, read_runs
-from pipeline.commands.comparison.tables import answer, ascii_text, caveat, notes, terminal
 from pipeline.errors import UserError
 from pipeline.paths import COMPARISON
 from pipeline.runtime.files import atomic_write, home
@@ -35,16 +33,16 @@ def main(arguments: argparse.Namespace) -> None:
     chosen = choose(arguments.names, arguments.baseline, root)
     runs = read_runs(chosen, root)
     measured = [run for run in runs if run.metrics]
-    comparison = compare(measured, choose_baseline(measured, arguments.baseline))
+    comparison = configurations.compare(measured, choose_baseline(measured, arguments.baseline))
     linked, link_note = links(measured, root)
-    remarks = {**notes(comparison, runs), link_note: "MLflow"}
+    remarks = {**tables.notes(comparison, runs), link_note: "MLflow"}
     commands = {name: command(name, entry) for name, entry in chosen.items()}
-    page = render(comparison, root, notes=remarks, links=linked, commands=commands)
-    atomic_write(root / COMPARISON, page.encode())
+    html = page.render(comparison, root, notes=remarks, links=linked, commands=commands)
+    atomic_write(root / COMPARISON, html.encode())
     lines = [f"note: {names}: {note}" for note, names in remarks.items()]
-    lines += [*caveat(comparison).splitlines(), answer(comparison)]
+    lines += [*tables.caveat(comparison).splitlines(), tables.answer(comparison)]
     lines += [f"Wrote {COMPARISON}: open it in a browser"]
-    print(terminal(comparison), *map(ascii_text, lines), sep="\n")
+    print(tables.terminal(comparison), *map(tables.ascii_text, lines), sep="\n")
 
 
 def choose(names: Sequence[str], baseline: str | None, root: Path) -> dict[str, Experiment]:
@@ -67,8 +65,9 @@ def find_revision(name: str, available: Mapping[str, Experiment], root: Path) ->
     """Return the run of a git revision. Raises UserError if there is no such revision."""
     revision = head(root, name)
     if not revision:
-        names = ascii_text(", ".join([HEAD, *available]))
-        raise UserError(ascii_text(name), f"no such experiment or git revision; there are {names}")
+        names = tables.ascii_text(", ".join([HEAD, *available]))
+        message = f"no such experiment or git revision; there are {names}"
+        raise UserError(tables.ascii_text(name), message)
     return revision
 
 
@@ -76,7 +75,7 @@ def choose_baseline(measured: Sequence[Run], wanted: str | None) -> str:
     """Return the name of the baseline, the first run. Raises UserError if nothing is to compare."""
     names = [run.name for run in measured]
     if wanted and wanted not in names:
-        raise UserError(ascii_text(wanted), "has no results; choose another --baseline")
+        raise UserError(tables.ascii_text(wanted), "has no results; choose another --baseline")
     if len(names) < 2:
         advice = "`dvc repro` creates those of HEAD, `dvc exp run -S z_dim=2` those of another run"
         raise UserError("compare", f"fewer than two runs have results; {advice}")
@@ -87,5 +86,5 @@ def command(name: str, entry: Experiment) -> str:
     """Return the command that restores the files of a run; "" for the workspace."""
     if entry.name:  # of several experiments with one name, DVC would apply the one on HEAD
         return f"dvc exp apply {shlex.quote(name if name == entry.name else entry.commit[:7])}"
-    restore = f"git checkout {entry.commit[:10]} && dvc checkout"
-    return restore * (entry.commit == entry.baseline)
+    in_git = entry.commit == entry.baseline
+    return f"git checkout {entry.commit[:10]} && dvc checkout" if in_git else ""

@@ -4,11 +4,36 @@ Nothing is changed without --fix. For problems of DVC and git see docs/troublesh
 """
 
 import argparse
+import hashlib
+import os
+import shlex
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from pipeline.commands.checks.files import check_files
-from pipeline.commands.checks.store import check_store
+from dvc.repo import Repo
+
+from pipeline.params import read_yaml
+from pipeline.paths import DVC_LOCK
+from pipeline.runtime.cores import running_experiments
 from pipeline.runtime.files import home
+from pipeline.runtime.git import experiments
+from pipeline.runtime.pending_run import pending_runs
+from pipeline.tracking.client import Store, StoreError, existing_store, experiments_of
+from pipeline.tracking.upload import is_whole
+
+LOG_ALL = "python -m pipeline log-all"
+REBUILD = f"mv mlflow.db mlflow.db.old && {LOG_ALL}"
+
+
+class Problem(NamedTuple):
+    """Something that is wrong, the command that fixes it, and what --fix calls, if that can."""
+
+    message: str
+    command: str
+    fix: Callable[[], object] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,3 +57,59 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"doctor: {remaining or 'no'} problem{'s' * (remaining != 1)}")
     if remaining:
         sys.exit(1)
+
+
+def check_store(root: Path) -> Iterator[Problem]:
+    """Report missing and damaged runs, runs left RUNNING, and a store that cannot be used."""
+    try:
+        store = existing_store(root)
+        runs = store.runs() if store else []
+        names = {experiment.name for experiment in experiments(root)}
+        for name in sorted(names.difference(*map(experiments_of, runs))):
+            yield Problem(f"experiment {name} has no MLflow run", LOG_ALL)
+        if store:
+            yield from check_runs(store, runs, root)
+    except StoreError as error:
+        server = f"start the server or unset MLFLOW_TRACKING_URI, then {LOG_ALL}"
+        yield Problem(str(error), server if "MLFLOW_TRACKING_URI" in os.environ else REBUILD)
+
+
+def check_runs(store: Store, runs: list[Any], root: Path) -> Iterator[Problem]:
+    """Report what is wrong with each run. The artifacts on a server are the server's business."""
+    folder = (root / "mlartifacts").as_uri()
+    executions = {pending.execution for pending in pending_runs()}
+    for run in runs:
+        label = f"run {run.info.run_name}"
+        is_here = run.info.artifact_uri.startswith(folder)
+        if store.uri.startswith("sqlite:") and not is_here:
+            yield Problem("mlflow.db is of another folder: this one was moved or copied", REBUILD)
+            return
+        if run.info.status == "FINISHED" and is_here and not is_whole(store, run):
+            yield Problem(f"{label} has lost artifacts", LOG_ALL)
+        is_ours = run.data.tags.get("execution") in executions
+        if run.info.status == "RUNNING" and is_ours and not running_experiments():
+            message = f"{label} is RUNNING, but no experiment is running here"
+            fix = partial(store.close, run.info.run_id, "KILLED")
+            yield Problem(message, "python -m pipeline doctor --fix", fix)
+
+
+def check_files(root: Path) -> Iterator[Problem]:
+    """Hash the files in DVC's cache again, and the outputs in the workspace.
+
+    DVC trusts a read-only file in its cache, and a file whose time is unchanged. A file that is
+    absent is no problem: DVC restores it or executes the stage.
+    """
+    cache = Path(Repo(str(root)).cache.local.path)  # the md5 of each file is its name
+    expected = {file: file.parent.name + file.stem for file in sorted(cache.glob("??/*"))}
+    for file, md5 in (expected | outputs(root)).items():
+        content = file.read_bytes() if file.is_file() else None
+        if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+            name = os.path.relpath(file, root)
+            yield Problem(f"{name} is corrupt", f"rm -f {shlex.quote(name)} && dvc repro")
+
+
+def outputs(root: Path) -> dict[Path, str]:
+    """The outputs that dvc.lock names and their md5, without folders (they are in git)."""
+    stages = read_yaml(root / DVC_LOCK)["stages"].values() if (root / DVC_LOCK).exists() else []
+    outs = [out for stage in stages for out in stage.get("outs", [])]
+    return {root / out["path"]: out["md5"] for out in outs if not out["md5"].endswith(".dir")}

@@ -9,13 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipeline.errors import UserError
 from pipeline.paths import DVC_LOCK
 from pipeline.runtime.files import home
 from pipeline.runtime.git import Experiment, check_out, experiments, head, here, source_of, text_at
-from pipeline.runtime.pending_run import remove_checkpoint
 from pipeline.tracking.client import Store, open_store
 from pipeline.tracking.log_run import log_run
 from pipeline.tracking.results import CACHED, read_results
@@ -32,15 +29,14 @@ def main(arguments: argparse.Namespace) -> None:
     commits = [*experiments(root), *filter(None, [head(root)])]
     executed = [entry for entry in commits if text_at(entry.commit, str(DVC_LOCK), root)]
     failed = []
-    with tqdm([*executed, None], unit="experiment", disable=None) as progress:
-        for entry in progress:
-            name = (entry.name or "HEAD") if entry else "workspace"
-            try:
-                message = log_commit(store, root, entry) if entry else log_workspace(store, root)
-            except UserError as error:
-                message = f"not in MLflow: {error}"
-                failed.append(name)
-            progress.write(f"log-all: {name}: {message}")
+    for entry in [*executed, None]:
+        name = (entry.name or "HEAD") if entry else "workspace"
+        try:
+            message = log_commit(store, root, entry) if entry else log_workspace(store, root)
+        except UserError as error:
+            message = f"not in MLflow: {error}"
+            failed.append(name)
+        print(f"log-all: {name}: {message}", flush=True)
     if failed:
         raise UserError("log-all", f"not in MLflow: {', '.join(failed)}")
     print("log-all: everything is in MLflow; `make ui` shows it")
@@ -63,6 +59,4 @@ def log_workspace(store: Store, root: Path) -> str:
         raise UserError("dvc", " ".join(done.stderr.split()) or "dvc status failed")
     if done.returncode == 1:
         return "not up to date (`dvc status`), skipped"
-    results, source = read_results(), here()
-    remove_checkpoint(source.experiment, results.model_sha256)
-    return log_run(store, results, source)
+    return log_run(store, read_results(), here())

@@ -22,9 +22,7 @@ from pipeline.paths import METRICS, MODEL
 from pipeline.runtime.files import home, sha256_file
 from pipeline.runtime.git import clone
 from pipeline.runtime.tensor_file import read_header
-from pipeline.tracking.client import existing_store, experiments_of
-from pipeline.tracking.run_note import cpu
-from pipeline.tracking.upload import download, is_whole
+from pipeline.tracking import client, run_note, upload
 
 RAW = "data/raw"  # where `download` keeps the original files
 TOLERANCE = 0.3  # nats of test/neg_elbo
@@ -34,27 +32,24 @@ Run = Any  # MLflow's; only tracking/ imports MLflow
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument(
-        "run", metavar="RUN", help="id or name of an MLflow run, or a DVC experiment"
-    )
+    text = "id or name of an MLflow run, or a DVC experiment"
+    parser.add_argument("run", metavar="RUN", help=text)
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Reproduce the run, print what differs, tag the run. Exits with 1 if a promise is broken."""
-    store = existing_store(home())
+    store = client.existing_store(home())
     if store is None:
         raise UserError(arguments.run, "MLflow has no runs yet; run `dvc repro`")
     run = find_run(store.runs(), arguments.run)
-    if not is_whole(store, run):
+    if not upload.is_whole(store, run):
         raise UserError(arguments.run, "has lost artifacts; run `python -m pipeline doctor`")
     commit = run.data.tags["mlflow.source.git.commit"]
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         recorded, again = Path(folder, "recorded"), Path(folder, "again")
-        diff = download(store, run, recorded)
-        print(
-            f"reproduce: run {run.info.run_id}, commit {commit}, diff of {len(diff)} bytes",
-            flush=True,
-        )
+        diff = upload.download(store, run, recorded)
+        about = f"run {run.info.run_id}, commit {commit}, diff of {len(diff)} bytes"
+        print(f"reproduce: {about}", flush=True)
         clone(home(), commit, diff, again)
         execute(again)
         found = compare(run, recorded, again)
@@ -70,9 +65,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 def find_run(runs: list[Run], word: str) -> Run:
     """The one run with this id, name, or DVC experiment."""
-    found = [
-        run for run in runs if word in (run.info.run_id, run.info.run_name, *experiments_of(run))
-    ]
+    names = [{run.info.run_id, run.info.run_name, *client.experiments_of(run)} for run in runs]
+    found = [run for run, own in zip(runs, names, strict=True) if word in own]
     if len(found) != 1:
         ids = ", ".join(run.info.run_id for run in found)
         raise UserError(word, f"names {len(found)} MLflow runs instead of one ({ids})")
@@ -112,7 +106,7 @@ def judge(run: Run, recorded: Path, again: Path, found: Mapping[str, str]) -> st
     one, other = (read_header(folder / MODEL)["provenance"] for folder in (recorded, again))
     same_inputs = all(one[key] == other[key] for key in ("params", "data"))
     same_machine = all(one[key] == other[key] for key in ("device", "versions"))
-    same_machine = same_machine and run.data.tags.get("cpu", cpu()) == cpu()
+    same_machine = same_machine and run.data.tags.get("cpu", run_note.cpu()) == run_note.cpu()
     if same_inputs and not same_machine and gap <= TOLERANCE:
         return f"within {TOLERANCE} nats ({gap:.2g}), as promised for another machine"
     return f"differs, test/neg_elbo by {gap:.2g} nats"

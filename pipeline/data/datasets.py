@@ -4,6 +4,7 @@
 one batch at a time.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
+from pipeline.runtime.tensor_file import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,9 @@ def load_split(path: Path, split: str) -> Split:
         images, labels = tensors[f"{split}_images"], tensors[f"{split}_labels"]
         height, width = images.shape[1:]
     except (KeyError, ValueError) as error:
-        raise UserError(
-            path, "is not a dataset of this project; run `dvc repro download`"
-        ) from error
+        message = "is not a dataset of this project; run `dvc repro download`"
+        raise UserError(path, message) from error
     return Split(images.flatten(start_dim=1), labels, (height, width))
-
-
-def dataset_name(path: Path) -> str:
-    """The name of the dataset in the file."""
-    return str(read_header(path)["dataset"])
 
 
 def hold_out(split: Split, val_size: int) -> tuple[Split, Split]:
@@ -59,6 +54,11 @@ def hold_out(split: Split, val_size: int) -> tuple[Split, Split]:
     n = len(split.images) - val_size
     train = replace(split, images=split.images[:n], labels=split.labels[:n])
     return train, replace(split, images=split.images[n:], labels=split.labels[n:])
+
+
+def digest(images: Tensor) -> str:
+    """The sha256 of the bytes of images."""
+    return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
 
 
 def to_unit(images: Tensor) -> Tensor:

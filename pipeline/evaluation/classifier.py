@@ -23,7 +23,6 @@ from pipeline.runtime.randomness import PROTOCOL_SEED, generator, permutation, s
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
 
 FEATURES = 64  # ReLU of batch-normalized sums: none is always 0
-MIN_SIDE = 20  # pixels, so that the last convolution has an output
 EPOCHS = 6
 BATCH = 128
 PEAK = 1e-2  # learning rate of Adam, which rises to it in the first WARM_UP of all steps
@@ -61,12 +60,8 @@ class Classifier(nn.Module):
         return features, self.head(features)
 
 
-def new_classifier(dataset: str, image_shape: tuple[int, int], num_classes: int) -> Classifier:
-    """An untrained classifier. Raises UserError about the dataset if its images are too small."""
-    height, width = image_shape
-    if min(height, width) < MIN_SIDE:
-        needed = f"the classifier needs {MIN_SIDE} x {MIN_SIDE} pixels"
-        raise UserError(dataset, f"{needed} or more (the images have {height} x {width})")
+def new_classifier(image_shape: tuple[int, int], num_classes: int) -> Classifier:
+    """An untrained classifier of images of at least 20 x 20 pixels."""
     with seeded(PROTOCOL_SEED, "classifier/init"):
         return Classifier(image_shape, num_classes)
 

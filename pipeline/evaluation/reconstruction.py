@@ -6,7 +6,6 @@ The fixed binarization b of the test images is the bridge between likelihoods: e
 probability to binary images. The binary cross-entropy of x is E_{b ~ Bern(x)}[−log p(b|z)].
 """
 
-import hashlib
 import math
 import sys
 from collections.abc import Callable
@@ -39,11 +38,6 @@ def binarize(images: Tensor) -> Tensor:
     draw = generator(PROTOCOL_SEED, "binarize")
     thresholds = torch.randint(0, 255, images.shape, generator=draw, dtype=torch.uint8)
     return (thresholds < images.cpu()).to(torch.uint8) * 255
-
-
-def digest(images: Tensor) -> str:
-    """The sha256 of the bytes of images."""
-    return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
 
 
 class Recons(NamedTuple):

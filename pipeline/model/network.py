@@ -14,11 +14,8 @@ from torch import Tensor, nn
 from pipeline.data.datasets import to_unit
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
+    "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU,
+}  # fmt: skip
 
 
 class Batch(NamedTuple):
@@ -76,10 +73,9 @@ class MLP(nn.Module):
         hidden = [architecture.h_dim] * architecture.h_layers
         activation = ACTIVATIONS[architecture.activation]
         # One layer for μ and log σ²: half the kernel launches, the same function.
-        self.encoder = _perceptron(
-            [architecture.num_pixels, *hidden, 2 * architecture.z_dim], activation
-        )
-        self.decoder = _perceptron([architecture.z_dim, *hidden, num_outputs], activation)
+        num_pixels, z_dim = architecture.num_pixels, architecture.z_dim
+        self.encoder = _perceptron([num_pixels, *hidden, 2 * z_dim], activation)
+        self.decoder = _perceptron([z_dim, *hidden, num_outputs], activation)
 
     def encode(self, batch: Batch) -> Posterior:
         """See Network."""
@@ -92,7 +88,7 @@ class MLP(nn.Module):
 
 
 # Builds a network for an architecture with O decoder outputs.
-NETWORKS: dict[str, Callable[[Architecture, int], nn.Module]] = {"mlp": MLP}
+NETWORKS: dict[str, Callable[[Architecture, int], Network]] = {"mlp": MLP}
 
 
 def _perceptron(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:

@@ -31,9 +31,8 @@ def elbo_terms(model: VAE, batch: Batch, eps: Tensor) -> ElboTerms:
     """One-sample estimate of −ELBO for noise ε [B, Z] ~ N(0, I)."""
     posterior = model.encode(batch)
     outputs = model.decode(reparameterize(posterior, eps), batch.y)
-    return ElboTerms(
-        recon=model.likelihood.neg_log_prob(outputs, batch.x), kl=gaussian_kl(*posterior)
-    )
+    recon = model.likelihood.neg_log_prob(outputs, batch.x)
+    return ElboTerms(recon, kl=gaussian_kl(*posterior))
 
 
 def reparameterize(posterior: Posterior, eps: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ The header of a model file has everything that is needed to rebuild the model.
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.model.likelihood import LIKELIHOODS
-from pipeline.model.network import ACTIVATIONS, NETWORKS, Architecture, Batch, Network, Posterior
+from pipeline.model.network import NETWORKS, Architecture, Batch, Posterior
 from pipeline.runtime.randomness import seeded
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
 
@@ -44,15 +44,13 @@ class VAE(nn.Module):
 
     def encode(self, batch: Batch) -> Posterior:
         """Images [B, D] → q(z|x)."""
-        network = cast(Network, self.network)
-        mu, log_var = network.encode(Batch(batch.x.to(self.dtype), batch.y))
+        mu, log_var = self.network.encode(Batch(batch.x.to(self.dtype), batch.y))
         return Posterior(mu.to(batch.x.dtype), log_var.to(batch.x.dtype))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Z [..., Z] and labels y [...] → parameters of p(x|z), [..., O]."""
-        network = cast(Network, self.network)
         labels = None if y is None else y.reshape(-1)
-        outputs = network.decode(z.to(self.dtype).reshape(-1, self.z_dim), labels)
+        outputs = self.network.decode(z.to(self.dtype).reshape(-1, self.z_dim), labels)
         return outputs.view(*z.shape[:-1], -1).to(z.dtype)
 
     def mean(self, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -73,27 +71,17 @@ def save_vae(model: VAE, path: Path, provenance: Mapping[str, Any]) -> None:
 
 
 def load_vae(path: Path) -> VAE:
-    """Load a model file on the CPU. Raises UserError if it is none or names an unknown part."""
+    """Load a model file on the CPU.
+
+    Raises UserError if it is none, or if this version does not know its network or likelihood.
+    """
     try:
         described = read_header(path)["architecture"]
-        architecture = Architecture(**described | {"image_shape": tuple(described["image_shape"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(path, "is not a model file; run `dvc repro train`") from error
-    for part, known in (
-        ("network", NETWORKS),
-        ("likelihood", LIKELIHOODS),
-        ("activation", ACTIVATIONS),
-    ):
-        name = getattr(architecture, part)
-        if name not in known:
-            raise UserError(
-                path, f"has the unknown {part} {name!r}; this version knows {', '.join(known)}"
-            )
-    model = VAE(architecture)
-    try:
+        shape = tuple(described["image_shape"])
+        model = VAE(Architecture(**described | {"image_shape": shape}))
         model.load_state_dict(read_tensors(path))
-    except RuntimeError as error:
-        raise UserError(
-            path, "has weights that do not fit its architecture; run `dvc repro train`"
-        ) from error
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        message = f"does not fit this version of the code ({reason}); run `dvc repro train`"
+        raise UserError(path, message) from error
     return model

@@ -26,10 +26,13 @@ def share_of_cores(most: int) -> int:
 
     Call it again from time to time: other experiments start and end.
     """
-    folder = _folder() / "cores"
-    _join(folder)
-    experiments = sum(is_locked(path) for path in folder.glob("*.lock"))
-    return max(1, min(most, available_cores() // max(1, experiments)))
+    _join(_folder() / "cores")
+    return max(1, min(most, available_cores() // max(1, running_experiments())))
+
+
+def running_experiments() -> int:
+    """The number of processes of this repository that train or evaluate now."""
+    return sum(is_locked(path) for path in (_folder() / "cores").glob("*.lock"))
 
 
 def reserve_gpu(gpus: Sequence[str]) -> int:

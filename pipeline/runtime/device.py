@@ -18,12 +18,14 @@ def prepare_device(name: str) -> torch.device:
     On CUDA it waits for a GPU that no other experiment uses, and allows only deterministic
     operations from here on. Raises UserError if the machine has no such device.
     """
-    device = torch.device(_best() if name == "auto" else name)
-    if device.type == "cuda":
-        return _prepare_gpu(name, device.index)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise _missing(name)
-    return device
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    counts = {"cuda": gpus, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    best = next(kind for kind, count in counts.items() if count)
+    device = torch.device(best if name == "auto" else name)
+    if (device.index or 0) >= counts[device.type]:
+        message = f"this machine has no device {name}; use `device: auto` for the best it has"
+        raise UserError("params.yaml: device", message)
+    return _prepare_gpu(device.index, gpus) if device.type == "cuda" else device
 
 
 def device_name(device: torch.device) -> str:
@@ -55,10 +57,7 @@ def limited_threads(most: int) -> Iterator[None]:
 one_thread = functools.partial(limited_threads, 1)
 
 
-def _prepare_gpu(name: str, index: int | None) -> torch.device:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (index or 0) >= count:
-        raise _missing(name)
+def _prepare_gpu(index: int | None, count: int) -> torch.device:
     # cuBLAS reads it when it starts; another workspace may change the order of its sums.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.backends.cuda.matmul.fp32_precision = "ieee"  # an environment variable may switch TF32 on
@@ -74,16 +73,3 @@ def _prepare_gpu(name: str, index: int | None) -> torch.device:
     device = torch.device("cuda", reserved)
     torch.cuda.set_device(device)
     return device
-
-
-def _missing(name: str) -> UserError:
-    return UserError(
-        "params.yaml: device",
-        f"this machine has no device {name}; use `device: auto` for the best it has",
-    )
-
-
-def _best() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

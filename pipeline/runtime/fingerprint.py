@@ -59,9 +59,8 @@ def code_sha256(stage: str, root: Path = CODE) -> dict[str, str]:
     return {dependency: _sha256(root / dependency) for dependency in dependencies}
 
 
-def _stage(name: str, root: Path) -> dict[str, Any]:
-    stage: dict[str, Any] = read_yaml(root / DVC_YAML)["stages"][name]
-    return stage
+def _stage(name: str, root: Path) -> Any:
+    return read_yaml(root / DVC_YAML)["stages"][name]
 
 
 def _sha256(path: Path) -> str:

@@ -36,10 +36,6 @@ def is_locked(path: Path) -> bool:
     """Whether a process, this one included, has locked the file."""
     if path in _held:
         return True
-    try:
-        with FileLock(path, blocking=False):
-            return False
-    except Timeout:
-        return True
-    except OSError:
-        return False
+    is_free = try_lock(path)
+    unlock(path)
+    return not is_free

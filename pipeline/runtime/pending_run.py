@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.errors import UserError, writing
 from pipeline.runtime.files import atomic_write, checkpoint_path, home
 from pipeline.runtime.git import here
+from pipeline.runtime.locks import try_lock
 
 CODE = Path(__file__).parents[2]
 PATIENCE = 2.0  # seconds that the follower has to finish after the training has ended
@@ -85,26 +86,20 @@ def find_pending(**values: str) -> PendingRun | None:
     return None
 
 
-def remove_checkpoint(experiment: str, model_sha256: str) -> None:
-    """Remove the checkpoint of a training that DVC has recorded: executed again, it restarts."""
-    if record := find_pending(experiment=experiment, model_sha256=model_sha256):
-        checkpoint_path(record.fingerprint).unlink(missing_ok=True)
-
-
 @contextmanager
-def follow_training(
-    fingerprint: str, provenance: Mapping[str, Any], execution: str | None = None
-) -> Iterator[PendingRun]:
+def follow_training(fingerprint: str, provenance: Mapping[str, Any]) -> Iterator[PendingRun]:
     """Have the training inside this block followed; at the end it waits PATIENCE seconds at most.
 
-    Yields the record. The execution is the one given (from a checkpoint), that of an interrupted
-    training with the same fingerprint and experiment, or a new one.
+    Yields the record, of a new execution or of an interrupted one with the same fingerprint.
     """
     experiment = os.environ.get("DVC_EXP_NAME", "")
-    if not execution:
-        interrupted = find_pending(experiment=experiment, fingerprint=fingerprint)
-        execution = interrupted.execution if interrupted else uuid.uuid4().hex
-    record = PendingRun(experiment, fingerprint, dict(provenance), execution, _source())
+    record = PendingRun(experiment, fingerprint, dict(provenance), uuid.uuid4().hex, _source())
+    interrupted = find_pending(fingerprint=fingerprint, experiment=experiment)
+    # DVC names an experiment anew each time, unless the user names it.
+    interrupted = interrupted or find_pending(fingerprint=fingerprint, model_sha256="")
+    # Without the lock of its checkpoint, another process runs the same training now.
+    if interrupted and try_lock(checkpoint_path(fingerprint).with_suffix(".lock")):
+        record.execution = interrupted.execution
     record.save()
     follower = subprocess.Popen(
         [sys.executable, "-m", "pipeline.tracking.follower", str(record.path)],

@@ -48,9 +48,8 @@ def standard_normal(shape: tuple[int, ...], seed: int, purpose: str, epoch: int 
 
 def standard_normal_columns(n: int, columns: int, seed: int, purpose: str) -> Tensor:
     """ε [n, columns]; column j is the same for any number: models of any z_dim share noise."""
-    return torch.stack(
-        [standard_normal((n,), seed, f"{purpose}/{j}") for j in range(columns)], dim=1
-    )
+    drawn = [standard_normal((n,), seed, f"{purpose}/{j}") for j in range(columns)]
+    return torch.stack(drawn, dim=1)
 
 
 def permutation(n: int, seed: int, purpose: str, epoch: int = 0) -> Tensor:

@@ -4,7 +4,8 @@ Nothing is unpickled. Reading a header needs no PyTorch, which takes more than a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,30 +36,23 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[s
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """All tensors of the file, on the CPU. Raises UserError if it is not a tensor file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except OSError as error:
-        raise _unreadable(path) from error
-    except SafetensorError as error:
-        raise _invalid(path) from error
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """The header of the file. Raises UserError if it is not a tensor file of this project."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {})[HEADER])
-    except OSError as error:
-        raise _unreadable(path) from error
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise _invalid(path) from error
+    with _reading(path), safe_open(path, framework="numpy") as file:
+        header: dict[str, Any] = json.loads((file.metadata() or {})[HEADER])
     return header
 
 
-def _unreadable(path: Path) -> UserError:
-    return UserError(path, "cannot be read; run `dvc repro`")
-
-
-def _invalid(path: Path) -> UserError:
-    return UserError(path, "is not a valid file of this project; run `dvc repro`")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(path, "cannot be read; run `dvc repro`") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        message = "is not a valid file of this project; run `dvc repro`"
+        raise UserError(path, message) from error

@@ -7,7 +7,6 @@ that two runs can be compared image by image.
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import pandas as pd
 import pyarrow
@@ -16,17 +15,13 @@ import torch
 from torch import Tensor
 
 from pipeline import paths
-from pipeline.data.datasets import Split, load_split, to_unit
+from pipeline.data.datasets import Split, digest, load_split, to_unit
 from pipeline.errors import run, writing
-from pipeline.evaluation import bounds, latent_code, probe
-from pipeline.evaluation.bounds import Evidence, summary
+from pipeline.evaluation import bounds, latent_code, latent_walks, plots, probe, reconstruction
+from pipeline.evaluation.bounds import summary
 from pipeline.evaluation.classifier import classify, load_classifier
-from pipeline.evaluation.latent_walks import draw_walks
-from pipeline.evaluation.plots import draw_bound, draw_codes, draw_kl
-from pipeline.evaluation.reconstruction import Recons, binarize, choose, digest
 from pipeline.evaluation.sample_quality import quality
-from pipeline.figures.grids import save_grid, save_pairs
-from pipeline.figures.samples import generate, reconstruct
+from pipeline.figures import grids, samples
 from pipeline.model.network import Posterior
 from pipeline.model.vae import VAE, load_vae
 from pipeline.params import Params, load_params
@@ -43,10 +38,10 @@ def main() -> None:
     device = prepare_device(params.device)
     split = load_split(paths.DATASET, "test")
     model = load_vae(paths.MODEL).to(device)
-    cores = partial(share_of_cores, torch.get_num_threads())
+    cores = share_of_cores(torch.get_num_threads())
 
     terms, mse, posterior = bounds.elbo(model, split)
-    recons = choose(model, bounds.select(split, slice(10), device))
+    recons = reconstruction.choose(model, bounds.select(split, slice(10), device))
     proposal = (params.eval_samples, params.eval_proposal_scale)
     evidence = bounds.evidence(model, split, recons, proposal, cores)
     per_image = {
@@ -67,7 +62,7 @@ def main() -> None:
         save_per_image(per_image, split, model, params)
         save_samples(model, split)
         set_threads(1)  # the steps run at the same time, one core each
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(cores) as pool:
             steps = (
                 pool.submit(predict_labels, model, split, posterior),
                 pool.submit(compare_samples, model, split),
@@ -80,17 +75,18 @@ def main() -> None:
         headline = {name: metrics[name] for name in HEADLINE}
         for path, values in ((paths.METRICS, headline), (paths.EVALUATION, metrics)):
             path.write_text(json.dumps({"test": values}, indent=2, allow_nan=False) + "\n")
-    print(
-        "evaluate: -log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image over {num_images} test "
-        "images; -ELBO {neg_elbo:.2f}, recon {recon:.2f}, KL {kl:.2f}; {active_units} active "
-        "units; Frechet distance {frechet_distance:.2f}".format(**metrics)
-    )
+    shown = "-log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image, -ELBO {neg_elbo:.2f}"
+    print(f"evaluate: {len(split.images)} test images:", shown.format(**metrics))
     print(f"evaluate: wrote {paths.EVALUATION}, {paths.METRICS}, tables and figures")
     print("evaluate: to compare it with other runs: python -m pipeline compare")
 
 
 def describe_bounds(
-    model: VAE, split: Split, recons: Recons, evidence: Evidence, num_samples: int
+    model: VAE,
+    split: Split,
+    recons: reconstruction.Recons,
+    evidence: bounds.Evidence,
+    num_samples: int,
 ) -> dict[str, float]:
     """Write and draw the bounds of −log p(x) over K; return that from the prior."""
     prior = bounds.prior_bounds(model, split, recons, num_samples)
@@ -98,7 +94,7 @@ def describe_bounds(
     table = pd.DataFrame([summary(dict(zip(PROPOSALS, column, strict=True))) for column in columns])
     table.insert(0, "k", bounds.sample_sizes(num_samples))
     table.to_csv(paths.BOUND, index=False)
-    draw_bound(table, PROPOSALS, paths.FIGURES / "bound.png")
+    plots.draw_bound(table, PROPOSALS, paths.FIGURES / "bound.png")
     return summary({"nll_prior": prior[:, -1]})
 
 
@@ -110,9 +106,9 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
     table = table.sort_values("kl", ascending=False, kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
     table.to_csv(paths.KL_PER_DIMENSION, index=False)
-    draw_kl(table, paths.FIGURES / "kl_per_dimension.png")
-    draw_codes(posterior.mu, split.labels, paths.FIGURES / "posterior_means.png")
-    draw_walks(model, split, posterior.mu, table, paths.FIGURES)
+    plots.draw_kl(table, paths.FIGURES / "kl_per_dimension.png")
+    plots.draw_codes(posterior.mu, split.labels, paths.FIGURES / "posterior_means.png")
+    latent_walks.draw_walks(model, split, posterior.mu, table, paths.FIGURES)
     eps = bounds.evaluation_noise(*posterior.mu.shape)
     parts = latent_code.kl_split(posterior, eps[: latent_code.affordable_draws(*eps.shape)])
     return summary(parts) | {"active_units": int(active.sum())}
@@ -128,7 +124,7 @@ def predict_labels(model: VAE, split: Split, posterior: Posterior) -> dict[str, 
 def compare_samples(model: VAE, split: Split) -> dict[str, float]:
     """Compare as many prior samples as test images with these; write the classes of both."""
     classifier = load_classifier(paths.CLASSIFIER)
-    fake = classify(classifier, generate(model, split.labels))
+    fake = classify(classifier, samples.generate(model, split.labels))
     real = classify(classifier, split.images)
     classes = pd.DataFrame({"samples": fake.classes, "test": real.classes})
     shares = classes.apply(lambda column: column.value_counts(normalize=True))
@@ -141,7 +137,7 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
     """Write one row per image, in the order of the test split; the metadata names the protocol."""
     protocol = params.model_dump(include={"eval_samples", "eval_proposal_scale"}) | {
         "images": digest(split.images),
-        "binarization": digest(binarize(split.images)),
+        "binarization": digest(reconstruction.binarize(split.images)),
         "likelihood": model.likelihood.name,
     }
     table = pyarrow.table({name: values.float().numpy() for name, values in columns.items()})
@@ -152,9 +148,10 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
 def save_samples(model: VAE, split: Split) -> None:
     """Write 128 samples from the prior, and the first 64 images with their reconstructions."""
     images, labels = split.images[:64], split.labels[:64]
-    save_grid(generate(model, split.labels[:128]), split.image_shape, paths.GENERATED)
-    reconstructions = reconstruct(model, images, labels)
-    save_pairs(to_unit(images), reconstructions, split.image_shape, paths.RECONSTRUCTED)
+    generated = samples.generate(model, split.labels[:128])
+    grids.save_grid(generated, split.image_shape, paths.GENERATED)
+    reconstructed = samples.reconstruct(model, images, labels)
+    grids.save_pairs(to_unit(images), reconstructed, split.image_shape, paths.RECONSTRUCTED)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Interrupted at any moment and run again, it ends in the same bytes as if it had 
 interrupted.
 """
 
-import hashlib
 import math
 import sys
 from collections.abc import Iterator
@@ -13,10 +12,9 @@ from dataclasses import fields
 import torch
 from tqdm import tqdm
 
-from pipeline.data.datasets import Split, hold_out, load_split, to_unit
+from pipeline.data.datasets import Split, digest, hold_out, load_split, to_unit
 from pipeline.errors import UserError, run, writing
-from pipeline.figures.grids import save_grid, save_pairs
-from pipeline.figures.samples import generate, reconstruct
+from pipeline.figures import grids, samples
 from pipeline.model.network import Architecture
 from pipeline.model.vae import VAE, new_vae, save_vae
 from pipeline.params import Params, load_params
@@ -53,27 +51,22 @@ def main() -> None:
 
     print(f"train: {len(train.images)} images, {params.val_size} held out, on {device}")
     file = CheckpointFile(key, report)
-    checkpoint = file.load() or Checkpoint(0, "", {}, {})
+    checkpoint = file.load() or Checkpoint(0, {}, {})
     prepare_outputs(checkpoint, optimizer, shown)
-    with follow_training(key, origin, checkpoint.execution or None) as pending_run:
-        epochs = range(checkpoint.epoch + 1, params.num_epochs + 1)
-        records = fit(
-            optimizer,
-            train,
-            val,
-            epochs,
-            batch_size=params.batch_size,
-            seed=params.seed,
-            report=report,
-        )
+    epochs = range(checkpoint.epoch + 1, params.num_epochs + 1)
+    records = fit(
+        optimizer, train, val, epochs, batch_size=params.batch_size, seed=params.seed, report=report
+    )
+    with follow_training(key, origin) as pending_run:
         try:
             for epoch in write_epochs(records, epochs, params, model, shown):
                 if file.is_due():
-                    state = (optimizer.state(), written_files())
-                    file.save(Checkpoint(epoch, pending_run.execution, *state))
+                    file.save(Checkpoint(epoch, optimizer.state(), written_files()))
         except DivergenceError as error:
             file.remove()  # the training would diverge again from there
-            raise diverged(error, params) from error
+            advice = "lower it, then change batch_size or h_layers"
+            message = f"the loss is not finite in {error}; {advice}"
+            raise UserError("params.yaml: learning_rate", message) from error
         save_vae(model, MODEL, origin)
         pending_run.finish(sha256_file(MODEL))
     file.remove()
@@ -82,9 +75,8 @@ def main() -> None:
 
 def split_images(split: Split, val_size: int) -> tuple[Split, Split]:
     """(for training, for validation). Raises UserError if nothing would be left to train on."""
-    count = len(split.images)
-    if val_size >= count:
-        message = f"must be less than the {count} images (got {val_size})"
+    if val_size >= len(split.images):
+        message = f"must be less than the {len(split.images)} images (got {val_size})"
         raise UserError("params.yaml: val_size", message)
     return hold_out(split, val_size)
 
@@ -133,13 +125,13 @@ def write_epochs(
 
 def save_samples(model: VAE, shown: Split, epoch: int) -> None:
     """Write what the model generates and reconstructs after `epoch`."""
-    shape = shown.image_shape
     images, labels = shown.images[-NUM_PAIRS:], shown.labels[-NUM_PAIRS:]
-    pair = (to_unit(images).cpu(), reconstruct(model, images, labels))
+    generated = samples.generate(model, shown.labels)
+    pairs = to_unit(images).cpu(), samples.reconstruct(model, images, labels)
     with writing(SAMPLES):
-        path = SAMPLES / f"generated-epoch-{epoch:04d}.png"
-        save_grid(generate(model, shown.labels), shape, path)
-        save_pairs(*pair, shape, SAMPLES / f"reconstructed-epoch-{epoch:04d}.png")
+        end = f"epoch-{epoch:04d}.png"
+        grids.save_grid(generated, shown.image_shape, SAMPLES / f"generated-{end}")
+        grids.save_pairs(*pairs, shown.image_shape, SAMPLES / f"reconstructed-{end}")
 
 
 def append(record: Record) -> None:
@@ -156,19 +148,7 @@ def written_files() -> dict[str, bytes]:
 
 def describe(split: Split) -> dict[str, str | int]:
     """The number of images, and the sha256 of their pixels."""
-    digest = hashlib.sha256(split.images.cpu().numpy().tobytes()).hexdigest()
-    return {"num_images": len(split.images), "sha256": digest}
-
-
-def diverged(error: DivergenceError, params: Params) -> UserError:
-    """What to change if the loss is NaN or infinite."""
-    where = f"step {error.step}" if error.step else "validation"
-    return UserError(
-        "params.yaml: learning_rate",
-        f"the loss is not finite in epoch {error.epoch}, {where}; lower learning_rate "
-        f"({params.learning_rate}), then change batch_size ({params.batch_size}) or h_layers "
-        f"({params.h_layers})",
-    )
+    return {"num_images": len(split.images), "sha256": digest(split.images)}
 
 
 def losses(record: Record) -> str:

@@ -7,15 +7,10 @@ the score of real training images against the test images.
 import json
 import math
 
-from pipeline.data.datasets import dataset_name, load_split
-from pipeline.errors import UserError, run, writing
-from pipeline.evaluation.classifier import (
-    classify,
-    new_classifier,
-    save_classifier,
-    train_classifier,
-)
-from pipeline.evaluation.sample_quality import NEIGHBORS, quality
+from pipeline.data.datasets import load_split
+from pipeline.errors import run, writing
+from pipeline.evaluation import classifier
+from pipeline.evaluation.sample_quality import quality
 from pipeline.paths import CLASSIFIER, CLASSIFIER_REPORT, DATASET
 from pipeline.runtime.files import sha256_file
 
@@ -24,17 +19,15 @@ def main() -> None:
     """Read the dataset, train the classifier, write it and its report."""
     train, test = load_split(DATASET, "train"), load_split(DATASET, "test")
     count = min(len(train.images), len(test.images))
-    name = dataset_name(DATASET)
-    if count <= NEIGHBORS:
-        raise UserError(name, f"each split must have more than {NEIGHBORS} images (got {count})")
-    print(f"train_classifier: {len(train.images)} images of {name}")
+    print(f"train_classifier: {len(train.images)} images")
 
-    model = new_classifier(name, train.image_shape, int(train.labels.max()) + 1)
-    train_classifier(model, train)
-    save_classifier(model, CLASSIFIER)
+    model = classifier.new_classifier(train.image_shape, int(train.labels.max()) + 1)
+    classifier.train_classifier(model, train)
+    classifier.save_classifier(model, CLASSIFIER)
 
-    real = classify(model, test.images)
-    floor = quality(real.features, classify(model, train.images[:count]).features)
+    real = classifier.classify(model, test.images)
+    training = classifier.classify(model, train.images[:count])
+    floor = quality(real.features, training.features)
     accuracy = int((real.classes == test.labels).sum()) / len(test.images)
     report = {
         "classifier": {
@@ -50,10 +43,8 @@ def main() -> None:
         text = json.dumps(report, indent=2, allow_nan=False)
         CLASSIFIER_REPORT.write_text(text + "\n", encoding="utf-8")
 
-    print(
-        f"train_classifier: accuracy {accuracy:.2%} on {len(test.images)} test images; Frechet "
-        f"distance of {count} training images {floor['frechet_distance']:.4f}"
-    )
+    distance = f"Frechet distance of training images {floor['frechet_distance']:.4f}"
+    print(f"train_classifier: accuracy {accuracy:.2%} on test images; {distance}")
     print(f"train_classifier: wrote {CLASSIFIER} and {CLASSIFIER_REPORT}")
 
 

@@ -23,12 +23,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import UserError
-from pipeline.tracking.run_note import SHOWN
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 FAILURES = (MlflowException, SQLAlchemyError, RequestException, OSError, ImportError, ValueError)
 # The UI's table shows neither parameters nor metrics unless each is selected; this view has them.
 # Its form is not documented: a version of MLflow that does not know it ignores it.
+SHOWN = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance")
 COLUMNS = [f"metrics.`test/{name}`" for name in SHOWN]
 COLUMNS += [f"params.`{name}`" for name in ("z_dim", "h_dim", "num_epochs", "seed")]
 VIEW = {"orderByKey": COLUMNS[0], "orderByAsc": True, "selectedColumns": COLUMNS}
@@ -86,11 +86,9 @@ class Store:
         self, run: Run, tags: Mapping[str, str], params: Mapping[str, object] | None = None
     ) -> None:
         """Set tags, and parameters that cannot be changed later, in one transaction."""
-        self.client.log_batch(
-            run.info.run_id,
-            tags=[RunTag(key, value) for key, value in tags.items()],
-            params=[Param(key, str(value)) for key, value in (params or {}).items()],
-        )
+        new_tags = [RunTag(key, value) for key, value in tags.items()]
+        new_params = [Param(key, str(value)) for key, value in (params or {}).items()]
+        self.client.log_batch(run.info.run_id, tags=new_tags, params=new_params)
 
     def url(self, run: Run) -> str:
         """The page of a run: on the server, or of `make ui`."""

@@ -1,22 +1,19 @@
 """One execution, one complete MLflow run: for the stage `log` and the command `log-all`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from mlflow.entities import Run
 
-from pipeline.errors import UserError
-from pipeline.params import parse_yaml
 from pipeline.runtime.files import home
 from pipeline.runtime.fingerprint import CODE, fingerprint
-from pipeline.runtime.git import Source, artifact, text_at
+from pipeline.runtime.git import Source, artifact
 from pipeline.runtime.pending_run import PendingRun, find_pending
+from pipeline.tracking import run_note, upload
 from pipeline.tracking.client import Store, StoreError, experiments_of, store_errors
 from pipeline.tracking.results import Results
-from pipeline.tracking.run_note import cpu, note, restore, short_name, tags_of
-from pipeline.tracking.upload import fill, is_whole
 
 WAIT = 10.0  # seconds for the follower of a training that has just ended
 
@@ -39,12 +36,12 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
                 source = Source(**record.source)
             tags = _tags(results, source, record)
             if run is None:
-                name = source.experiment or short_name(results.params)
+                name = source.experiment or run_note.short_name(results.params)
                 run = store.client.create_run(store.experiment_id, made, tags, name)
             finished = run.info.status == "FINISHED"  # it only lost its artifacts
             if not finished:
                 store.tag(run, tags, results.params.model_dump())
-            fill(store, run, results, artifact(source))
+            upload.fill(store, run, results, artifact(source))
             if not finished:  # set last: FINISHED means complete
                 store.close(run.info.run_id, "FINISHED", made)
             message = f"MLflow run {run.info.run_name}: {store.url(run)}"
@@ -77,7 +74,7 @@ def _find(store: Store, results: Results, record: PendingRun | None) -> Run | No
 
 def _is_complete(store: Store, run: Run, results: Results) -> bool:
     same = run.data.tags.get("results.sha256") == results.results_sha256
-    return same and run.info.status == "FINISHED" and is_whole(store, run)
+    return same and run.info.status == "FINISHED" and upload.is_whole(store, run)
 
 
 def _link(store: Store, run: Run, experiment: str) -> str:
@@ -86,7 +83,8 @@ def _link(store: Store, run: Run, experiment: str) -> str:
     if not experiment or experiment in names:
         return f"MLflow run {run.info.run_name} is complete"
     note = run.data.tags["mlflow.note.content"]
-    same = f"The same results, from DVC's run-cache:\n\n    {restore(Source(experiment, '', ''))}"
+    command = run_note.restore(Source(experiment, "", ""))
+    same = f"The same results, from DVC's run-cache:\n\n    {command}"
     tags = {"dvc.exp_name": ", ".join([*names, experiment])}
     store.tag(run, tags | {"mlflow.note.content": f"{note}\n\n{same}"})
     return f"{experiment} has the results of MLflow run {run.info.run_name}"
@@ -97,23 +95,13 @@ def _tags(results: Results, source: Source, record: PendingRun | None) -> dict[s
         "results.sha256": results.results_sha256,
         "model.sha256": results.model_sha256,
         "classifier.sha256": results.classifier_sha256,
-        "mlflow.note.content": note(
-            results.params, results.metrics, source, _params_at(source.baseline)
-        ),
+        "mlflow.note.content": run_note.note(source),
     }
     if record:
         key = record.fingerprint
-        tags |= {"execution": record.execution, "cpu": cpu()}
+        tags |= {"execution": record.execution, "cpu": run_note.cpu()}
     else:
         code = CODE if results.folder == Path() else results.folder
         origin = {name: results.provenance[name] for name in results.provenance if name != "splits"}
         key = fingerprint(origin, results.params.model_dump(), code)
-    return tags_of(key, results.provenance, source) | tags
-
-
-def _params_at(commit: str) -> Mapping[str, object]:
-    """params.yaml in a commit; empty if there is none that can be read."""
-    try:
-        return parse_yaml(text_at(commit, "params.yaml", home()), "params.yaml")
-    except UserError:
-        return {}
+    return run_note.tags_of(key, results.provenance, source) | tags

@@ -50,10 +50,8 @@ class Results:
     @property
     def pictures(self) -> list[Picture]:
         """What the image grid shows. It opens at step 0, which has the final model's first."""
-        final = [
-            Picture("view/generated", 0, self.folder / paths.GENERATED),
-            Picture("view/reconstructed", 0, self.folder / paths.RECONSTRUCTED),
-        ]
+        files = [self.folder / path for path in (paths.GENERATED, paths.RECONSTRUCTED)]
+        final = [Picture(f"view/{file.stem}", 0, file) for file in files]
         return [*final, *sample_pictures(self.folder / paths.SAMPLES)]
 
 

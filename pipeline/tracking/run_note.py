@@ -12,15 +12,11 @@ from typing import Any
 from pipeline.params import Params
 from pipeline.runtime.git import Source
 
-SHOWN = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance")
-
 
 def short_name(params: Params) -> str:
     """The name of a run without a DVC experiment."""
-    return (
-        f"z{params.z_dim}-h{params.h_dim}x{params.h_layers}-{params.activation}"
-        f"-lr{params.learning_rate:g}-e{params.num_epochs}-s{params.seed}"
-    )
+    network = f"z{params.z_dim}-h{params.h_dim}x{params.h_layers}-{params.activation}"
+    return f"{network}-lr{params.learning_rate:g}-e{params.num_epochs}-s{params.seed}"
 
 
 def tags_of(fingerprint: str, provenance: Mapping[str, Any], source: Source) -> dict[str, str]:
@@ -61,33 +57,12 @@ def restore(source: Source) -> str:
     return f"git checkout {source.baseline[:10]} && {apply}dvc repro"
 
 
-def note(
-    params: Params, metrics: Mapping[str, float], source: Source, baseline: Mapping[str, object]
-) -> str:
-    """The note: changes against the baseline commit, results, how to restore the files.
-
-    baseline: the parameters of the commit.
-    """
-    commit = f"commit `{source.baseline[:10]}`"
-    changes = [
-        f"| `{key}` | {value} | {baseline.get(key, '')} |"
-        for key, value in params.model_dump().items()
-        if baseline.get(key) != value
-    ]
+def note(source: Source) -> str:
+    """The note: what differs from the baseline commit, and how to restore the files."""
     files = re.findall(r"^diff --git .* b/(.+)$", source.diff, re.MULTILINE)
-    files = sorted({*files, *source.untracked} - {"params.yaml"})
-    names = [f"test/{name}" for name in SHOWN if f"test/{name}" in metrics]
-    values = [f"{metrics[name]:.5g}" for name in names]
-    parts = [
-        _table(["parameter", "this run", commit], changes) or f"The parameters of {commit}.",
-        _table(names, [f"| {' | '.join(values)} |"]),
-        f"Restore these files:\n\n    {restore(source)}",
-        f"Also changed (see `git.diff`): {', '.join(files)}." if files else "",
-    ]
-    return "\n\n".join(filter(None, parts))
-
-
-def _table(columns: list[str], rows: list[str]) -> str:
-    if not rows:
-        return ""
-    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
+    changed = ", ".join(sorted({*files, *source.untracked})) or "none"
+    parts = [f"Changes to commit `{source.baseline[:10]}` (see `git.diff`): {changed}."]
+    params = source.diff.partition("diff --git a/params.yaml ")[2].partition("\ndiff --git ")[0]
+    if lines := re.findall(r"^[-+]\w.*$", params, re.MULTILINE):
+        parts.append("\n".join(["```diff", *lines, "```"]))
+    return "\n\n".join([*parts, f"Restore these files:\n\n    {restore(source)}"])

@@ -45,9 +45,8 @@ def fill(store: Store, run: Run, results: Results, diff: bytes) -> None:
             Path(scratch, DIFF).write_bytes(diff)
             client.log_artifacts(run_id, scratch)
     model_id = _add_model(store, run, results)
-    # If the training was not followed its times are unknown: any will do that are always the same.
-    times = {epoch: run.info.start_time + epoch for epoch in results.history["epoch"]}
-    points = history_points(results.history, times)
+    # If the training was not followed its times are unknown: any will do that is always the same.
+    points = history_points(results.history, run.info.start_time)
     for key, value in results.metrics.items():
         if not key.endswith("_se"):  # it would get a chart of its own in the UI
             points.append(Metric(key, value, run.info.start_time, 0, model_id))
@@ -69,11 +68,11 @@ def add_points(store: Store, run: Run, points: Sequence[Metric], there: set[Poin
         store.client.log_batch(run.info.run_id, metrics=new[start : start + BATCH])
 
 
-def history_points(history: pd.DataFrame, times: Mapping[int, int]) -> list[Metric]:
-    """The points of each epoch with its time in milliseconds; NaN (no validation) is left out."""
+def history_points(history: pd.DataFrame, time: int) -> list[Metric]:
+    """The points of each epoch at a time in milliseconds; NaN (no validation) is left out."""
     table = history.melt("epoch", var_name="key").dropna()
     rows = zip(table["key"], table["value"], table["epoch"], strict=True)
-    return [Metric(key, float(value), times[step], int(step)) for key, value, step in rows]
+    return [Metric(key, float(value), time, int(step)) for key, value, step in rows]
 
 
 def add_pictures(store: Store, run: Run, pictures: Sequence[Picture]) -> None:
@@ -146,9 +145,8 @@ def _add_model(store: Store, run: Run, results: Results) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         client.log_model_artifacts(model.model_id, str(_save_model(results, Path(scratch))))
     if model.status != LoggedModelStatus.READY:
-        client.log_outputs(
-            run_id, [entities.LoggedModelOutput(model.model_id, len(results.history))]
-        )
+        output = entities.LoggedModelOutput(model.model_id, len(results.history))
+        client.log_outputs(run_id, [output])
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return str(model.model_id)
 

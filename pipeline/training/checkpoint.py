@@ -1,12 +1,11 @@
 """The checkpoint of a training: one file per fingerprint, outside DVC's outputs.
 
-It has three parts: the sha256 of the others, a line of JSON, and tensors in the format of
-safetensors. The tensors are those that the next epoch depends on and, as bytes, the files that the
-training has written so far: DVC deletes the outputs of a stage before it runs it.
+It is a line with a sha256, and tensors in the format of safetensors: those that the next epoch
+depends on and, as bytes, the files that the training has written so far, because DVC deletes the
+outputs of a stage before it runs it. The sha256 is of the fingerprint and the tensors.
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pipeline.runtime.files import atomic_write, checkpoint_path
 from pipeline.runtime.locks import try_lock, unlock
 
 MAX_SHARE = 0.02  # of the time of a training
+EPOCH = "epoch"
 FILE = "file:"
 
 
@@ -29,7 +29,6 @@ class Checkpoint:
     """A training after `epoch`."""
 
     epoch: int
-    execution: str
     tensors: dict[str, Tensor]
     files: dict[str, bytes]  # by path, relative to the working directory
 
@@ -64,9 +63,8 @@ class CheckpointFile:
         try:
             return _unpack(self.path.read_bytes(), self.fingerprint)
         except Exception:
-            self.report(
-                f"ignoring checkpoint {self.path.name}: corrupt, or of a different training"
-            )
+            message = "corrupt, or of a different training"
+            self.report(f"ignoring checkpoint {self.path.name}: {message}")
             return None
 
     def is_due(self) -> bool:
@@ -79,10 +77,8 @@ class CheckpointFile:
         try:
             atomic_write(self.path, _pack(checkpoint, self.fingerprint))
         except OSError as error:
-            self.report(
-                f"cannot write a checkpoint ({error.strerror}): if interrupted, training restarts "
-                "from an earlier one or from epoch 1"
-            )
+            advice = "if interrupted, training restarts from an earlier one or from epoch 1"
+            self.report(f"cannot write a checkpoint ({error.strerror}): {advice}")
             self._next = math.inf
             return
         now = time.monotonic()
@@ -96,26 +92,24 @@ class CheckpointFile:
 
 
 def _pack(checkpoint: Checkpoint, fingerprint: str) -> bytes:
-    about = {"fingerprint": fingerprint, "epoch": checkpoint.epoch}
-    header = json.dumps(about | {"execution": checkpoint.execution}).encode()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    tensors[EPOCH] = torch.tensor(checkpoint.epoch)
     for name, content in checkpoint.files.items():
         tensors[FILE + name] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    content = header + b"\n" + save(tensors)
-    return _digest(content) + b"\n" + content
+    body = save(tensors)
+    return _digest(body, fingerprint) + b"\n" + body
 
 
 def _unpack(packed: bytes, fingerprint: str) -> Checkpoint:
-    digest, content = packed.split(b"\n", maxsplit=1)
-    header, body = content.split(b"\n", maxsplit=1)
-    about = json.loads(header)
-    if digest != _digest(content) or about["fingerprint"] != fingerprint:
+    digest, body = packed.split(b"\n", maxsplit=1)
+    if digest != _digest(body, fingerprint):
         raise ValueError("corrupt, or of a different training")
     tensors = load(body)
+    epoch = int(tensors.pop(EPOCH))
     names = [name for name in tensors if name.startswith(FILE)]
     files = {name.removeprefix(FILE): bytes(tensors.pop(name).numpy()) for name in names}
-    return Checkpoint(about["epoch"], about["execution"], tensors, files)
+    return Checkpoint(epoch, tensors, files)
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()
+def _digest(body: bytes, fingerprint: str) -> bytes:
+    return hashlib.sha256(fingerprint.encode() + body).hexdigest().encode()

@@ -8,6 +8,7 @@ a GPU never waits for the CPU.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -32,12 +33,7 @@ Steps = Callable[[Tensor, Tensor, Tensor], ElboTerms]  # images [N, D], labels [
 
 
 class DivergenceError(Exception):
-    """The loss or a weight is not finite in `step`, counted from 1; 0 is the validation."""
-
-    def __init__(self, epoch: int, step: int) -> None:
-        super().__init__(f"not finite in epoch {epoch}, step {step}")
-        self.epoch = epoch
-        self.step = step
+    """The loss or a weight is not finite. The message names epoch and step, counted from 1."""
 
 
 def fit(
@@ -80,7 +76,7 @@ def fit(
         _check_finite(model, terms, epoch, batch_size)
         record = {"epoch": epoch, **_means("train", terms), **_means("val", _validate(model, val))}
         if len(val.images) and not math.isfinite(record["val/neg_elbo"]):
-            raise DivergenceError(epoch, step=0)
+            raise DivergenceError(f"epoch {epoch}, validation")
         yield record
 
 
@@ -108,13 +104,12 @@ def _training_steps(optimizer: Optimizer, gradient: Gradient, batch_size: int) -
 
 
 def _as_graphs(steps: Steps, optimizer: Optimizer) -> Steps:
-    if optimizer.model.device.type != "cuda":
-        return steps
-    try:
-        from pipeline.training.accelerated.cuda_graph import Graphs  # noqa: PLC0415
-    except ImportError:
-        return steps
-    return Graphs(steps, optimizer)
+    if optimizer.model.device.type == "cuda":
+        with suppress(ImportError):
+            from pipeline.training.accelerated.cuda_graph import Graphs  # noqa: PLC0415
+
+            return Graphs(steps, optimizer)
+    return steps
 
 
 def _draw_epoch(size: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -126,9 +121,9 @@ def _draw_epoch(size: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, T
 def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> None:
     broken = terms.neg_elbo.isfinite().logical_not().nonzero()
     if len(broken):
-        raise DivergenceError(epoch, int(broken[0]) // batch_size + 1)
+        raise DivergenceError(f"epoch {epoch}, step {int(broken[0]) // batch_size + 1}")
     if not all(weights.isfinite().all() for weights in model.parameters()):
-        raise DivergenceError(epoch, math.ceil(len(terms.neg_elbo) / batch_size))
+        raise DivergenceError(f"epoch {epoch}, step {math.ceil(len(terms.neg_elbo) / batch_size)}")
 
 
 @torch.no_grad()

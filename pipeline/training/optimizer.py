@@ -21,12 +21,9 @@ class Optimizer:
         self.model = model
         dtype = PRECISIONS[precision]
         self.working = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-        self.adam = torch.optim.Adam(
-            model.parameters(),
-            lr=learning_rate,
-            fused=True,
-            capturable=model.device.type == "cuda",  # so that a CUDA graph may contain it
-        )
+        on_gpu = model.device.type == "cuda"  # a CUDA graph may contain a capturable optimizer
+        weights = model.parameters()
+        self.adam = torch.optim.Adam(weights, learning_rate, fused=True, capturable=on_gpu)
         # PyTorch creates this state at the first update, which is too late for a checkpoint or a
         # graph.
         for parameter in model.parameters():

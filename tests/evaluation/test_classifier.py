@@ -21,7 +21,7 @@ from pipeline.runtime.tensor_file import write_tensors
 @pytest.fixture(scope="module")
 def trained(small_train) -> Classifier:
     """A classifier of 600 images, which is right about four of five others."""
-    model = new_classifier("mnist", (28, 28), 10)
+    model = new_classifier((28, 28), 10)
     train_classifier(model, small_train, 8)
     return model
 
@@ -45,23 +45,18 @@ def test_features_do_not_depend_on_chunks_or_other_images(trained, small_test, m
 @pytest.mark.parametrize("n", [2, 129, 257])
 def test_no_number_of_images_gives_a_batch_of_one(small_train, n):
     few = replace(small_train, images=small_train.images[:n], labels=small_train.labels[:n])
-    train_classifier(new_classifier("mnist", (28, 28), 10), few, 1)
+    train_classifier(new_classifier((28, 28), 10), few, 1)
 
 
 def test_images_of_another_shape_are_classified(tmp_path):
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (60, 20 * 33), generator=draw, dtype=torch.uint8)
     split = Split(images, torch.arange(60, dtype=torch.uint8) % 13, (20, 33))
-    model = new_classifier("other", (20, 33), 13)
+    model = new_classifier((20, 33), 13)
     train_classifier(model, split, 1)
     save_classifier(model, tmp_path / "c")
     ours, theirs = classify(model, images), classify(load_classifier(tmp_path / "c"), images)
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
-
-
-def test_images_that_are_too_small_are_refused():
-    with error_about("tiny"):
-        new_classifier("tiny", (28, 19), 10)
 
 
 HEADER = {"image_shape": [28, 28], "num_classes": 10}

@@ -5,7 +5,7 @@ import torch
 from conftest import read_idx_split
 from helpers.models import small_vae
 
-from pipeline.data.datasets import to_unit
+from pipeline.data.datasets import digest, to_unit
 from pipeline.evaluation.reconstruction import (
     FAST,
     LIMIT,
@@ -14,7 +14,6 @@ from pipeline.evaluation.reconstruction import (
     binarize,
     choose,
     definition,
-    digest,
 )
 from pipeline.model.likelihood import LIKELIHOODS, Bernoulli
 from pipeline.model.network import Batch

@@ -31,11 +31,11 @@ def elbo(split: Split, threads: int) -> Iterable[torch.Tensor]:
 
 def evidence(split: Split, threads: int) -> Iterable[torch.Tensor]:
     """Several chunks, as many at a time as there are threads."""
-    return bounds.evidence(MODEL, split, FAST["bernoulli"], (20, 1.4), lambda: threads)
+    return bounds.evidence(MODEL, split, FAST["bernoulli"], (20, 1.4), threads)
 
 
 def classifier(split: Split, threads: int) -> Iterable[torch.Tensor]:
-    model = new_classifier("mnist", (28, 28), 10)
+    model = new_classifier((28, 28), 10)
     train_classifier(model, split, 1)
     return *model.state_dict().values(), classify(model, split.images).features
 

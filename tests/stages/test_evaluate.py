@@ -10,11 +10,11 @@ from conftest import set_params
 from helpers.models import Convolutional, small_vae
 
 from pipeline import paths
-from pipeline.data.datasets import load_split
+from pipeline.data.datasets import digest, load_split
 from pipeline.errors import UserError
 from pipeline.evaluation import bounds
 from pipeline.evaluation.classifier import classify, load_classifier
-from pipeline.evaluation.reconstruction import binarize, digest
+from pipeline.evaluation.reconstruction import binarize
 from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.network import NETWORKS
 from pipeline.model.vae import load_vae, save_vae

@@ -7,7 +7,6 @@ import torch
 from conftest import set_params
 
 from pipeline.data.datasets import Split, load_split, save_dataset
-from pipeline.errors import UserError
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.sample_quality import quality
 from pipeline.paths import CLASSIFIER, CLASSIFIER_REPORT, DATASET
@@ -54,10 +53,3 @@ def test_six_images_are_enough(workplace, small_train, small_test, train, test):
     train_classifier.main()
     floor = json.loads(CLASSIFIER_REPORT.read_text())["floor"]
     assert floor["num_images"] == 6 and all(map(math.isfinite, floor.values()))
-
-
-def test_too_few_images_are_refused(workplace, small_train, small_test):
-    write_dataset(small_train, first(small_test, 5))
-    with pytest.raises(UserError) as error:
-        train_classifier.main()
-    assert error.value.subject == "mnist"

@@ -41,10 +41,10 @@ def run_with(client: MlflowClient, epochs: int):
     return until(run)
 
 
-def followed(execution: str | None = None):
+def followed():
     params = load_params().model_dump()
     origin = provenance(params, "cpu")
-    return follow_training(fingerprint(origin, params), origin, execution)
+    return follow_training(fingerprint(origin, params), origin)
 
 
 def test_epochs_are_streamed_and_log_completes_the_run_without_doubling(loggable):

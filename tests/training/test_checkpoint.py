@@ -14,7 +14,7 @@ from pipeline.training.checkpoint import Checkpoint, CheckpointFile
 
 FINGERPRINT = "a" * 64
 SAVED = Checkpoint(
-    3, "e", {"model.w": torch.arange(6.0).view(2, 3)}, {"reports/history.csv": b"epoch\n1\n"}
+    3, {"model.w": torch.arange(6.0).view(2, 3)}, {"reports/history.csv": b"epoch\n1\n"}
 )
 
 
@@ -33,7 +33,7 @@ def test_a_checkpoint_is_loaded_as_it_was_saved(file, messages):
     assert file.load() is None
     file.save(SAVED)
     loaded = file.load()
-    assert (loaded.epoch, loaded.execution, loaded.files) == (3, "e", SAVED.files)
+    assert (loaded.epoch, loaded.files) == (3, SAVED.files)
     assert loaded.tensors.keys() == SAVED.tensors.keys()
     assert torch.equal(loaded.tensors["model.w"], SAVED.tensors["model.w"])
     loaded.restore_files()

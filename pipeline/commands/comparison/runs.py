@@ -15,10 +15,10 @@ from dvc.repo import Repo
 
 from pipeline.errors import UserError
 from pipeline.params import parse_yaml
-from pipeline.paths import CLASSIFIER_REPORT, DVC_LOCK, EVALUATION, METRICS, MODEL, PER_IMAGE
+from pipeline.paths import CLASSIFIER_REPORT, DVC_LOCK, EVALUATION, MODEL, PER_IMAGE
 from pipeline.runtime.git import Experiment, git_bytes
 
-FILES = (DVC_LOCK, METRICS, EVALUATION, CLASSIFIER_REPORT)
+FILES = (DVC_LOCK, EVALUATION, CLASSIFIER_REPORT)
 UNREADABLE = (UserError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException)
 
 Blobs = dict[tuple[str, Path], bytes]
@@ -66,9 +66,8 @@ def read_runs(chosen: Mapping[str, Experiment], root: Path) -> list[Run]:
         lock, *reports = (blobs.get((run.experiment.commit, path), b"{}") for path in FILES)
         try:
             outs = _read_lock(run, lock)
-            headline, evaluation, classifier = map(json.loads, reports)
-            # Older commits have all metrics in metrics.json.
-            run.metrics = headline.get("test", {}) | evaluation.get("test", {})
+            evaluation, classifier = map(json.loads, reports)
+            run.metrics = evaluation.get("test", {})
             run.classifier = classifier.get("classifier", {})
             run.model = Path(cache.oid_to_path(outs[MODEL.as_posix()]))
             _read_per_image(run, Path(cache.oid_to_path(outs[PER_IMAGE.as_posix()])))
@@ -87,10 +86,10 @@ def _read_lock(run: Run, content: bytes) -> dict[str, str]:
         outs |= {item["path"]: item["md5"] for item in stages[name]["outs"]}
         deps |= {item["path"]: item["md5"] for item in stages[name]["deps"]}
     run.code = {path: md5 for path, md5 in deps.items() if path.startswith("pipeline/")}
-    model = next((path for path in outs if path.endswith(MODEL.name)), "")
-    if deps.get(model) != outs.get(model, ""):
+    model = MODEL.as_posix()
+    if deps.get(model) != outs[model]:
         raise UserError(DVC_LOCK, "no evaluation of the trained model; run `dvc repro`")
-    return {**outs, MODEL.as_posix(): outs[model]}
+    return outs
 
 
 def _read_per_image(run: Run, cached: Path) -> None:

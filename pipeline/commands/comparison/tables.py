@@ -6,12 +6,11 @@ from functools import partial
 import pandas as pd
 
 from pipeline.commands.comparison.configurations import Comparison
-from pipeline.commands.comparison.quantities import Quantity, quantity
+from pipeline.commands.comparison.quantities import quantity
 from pipeline.commands.comparison.runs import Run
 from pipeline.commands.comparison.statistics import Difference
 
 NOTHING = "—"
-ASCII = str.maketrans({"−": "-", "±": "+/-", "—": "-", "Δ": "difference of", "é": "e"})
 ASCII = str.maketrans({"−": "-", "±": "+/-", "—": "-", "Δ": "difference of", "é": "e"})
 REPEATED = "not counted: another run of the same parameters, code and seed has other results"
 UNLIKE = {
@@ -54,22 +53,20 @@ def values(comparison: Comparison) -> pd.DataFrame:
 
 def differences(comparison: Comparison) -> pd.DataFrame:
     """Return every paired difference and what it means: `−0.42 ± 0.05 better`."""
-    table = comparison.differences.apply(
-        lambda gaps: gaps.map(partial(describe, shown=quantity(gaps.name)))
-    )
+    table = comparison.differences.apply(lambda gaps: gaps.map(partial(describe, name=gaps.name)))
     table[comparison.leading] = table.get(comparison.leading, NOTHING)
     table.loc[comparison.baseline] = "baseline"
     return table
 
 
-def describe(gap: Difference | None, shown: Quantity) -> str:
+def describe(gap: Difference | None, name: object) -> str:
     """Return the interval, with digits enough for its half width, and the verdict."""
     if not isinstance(gap, Difference):
         return NOTHING
     digits = 2 if gap.half >= 0.01 else 4
     interval = f"{gap.value:+.{digits}f} ± {gap.half:.{digits}f}".replace("-", "−")
     marked = " (one seed)" * (gap.seeds is None)
-    return f"{interval} {shown.verdict(gap.sign)}{marked}"
+    return f"{interval} {quantity(name).verdict(gap.sign)}{marked}"
 
 
 def _show(metric: pd.Series) -> pd.Series:
