@@ -131,9 +131,12 @@ def _get(url: str) -> bytes:
 
 def _request(url: str, output: io.BytesIO, errors: list[Exception]) -> None:
     from pooch import HTTPDownloader  # noqa: PLC0415
+    from tqdm import tqdm  # noqa: PLC0415
 
-    try:
-        HTTPDownloader(timeout=2 * PATIENCE)(url, output, None)
+    name = url.rpartition("/")[2]
+    try:  # disable=None: a bar in a terminal only
+        with tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            HTTPDownloader(bar, timeout=2 * PATIENCE)(url, output, None)
     except Exception as error:  # it is raised again in the main thread
         errors.append(error)
 
