@@ -63,4 +63,4 @@ def digest(images: Tensor) -> str:
 
 def to_unit(images: Tensor) -> Tensor:
     """Bytes to float32 in [0, 1], same shape."""
-    return images.float() / 255
+    return images.float().div_(255)

@@ -57,7 +57,7 @@ class PerceptronGradient:
         logits = decoded[-1].to(x.dtype)
         terms = ElboTerms(self.model.likelihood.neg_log_prob(logits, x), gaussian_kl(mu, log_var))
 
-        d_logits = torch.sigmoid(logits) - x
+        d_logits = torch.sigmoid(logits).sub_(x)
         d_z = _backward(self.decoder, decoded, d_logits.to(dtype)).to(x.dtype)
         # Through z = μ + σ ε, and through KL = ½ Σ (σ² + μ² − 1 − log σ²).
         d_encoded = torch.empty_like(encoded[-1], dtype=x.dtype)
