@@ -69,8 +69,8 @@ def _verified(content: bytes, expected: str) -> bytes:
     """The uncompressed content. Raises OSError if its sha256 is not the expected one."""
     if content.startswith(b"\x1f\x8b"):  # servers and proxies may decompress by themselves
         content = gzip.decompress(content)
-    if sha256(content).hexdigest() != expected:
-        raise OSError(None, "wrong content (sha256 differs)")
+    if (digest := sha256(content).hexdigest()) != expected:
+        raise OSError(None, f"wrong content (its sha256 is {digest})")
     return content
 
 

@@ -1,4 +1,4 @@
-"""The loss: −ELBO = recon + KL, per image, in nats. Training, validation and test all call it.
+"""−ELBO = recon + KL, per image, in nats, and the loss. Training, validation and test call it.
 
 log p(x) ≥ E_{q(z|x)}[log p(x|z)] − KL(q(z|x) ‖ p(z))        (Kingma & Welling 2014, eq. 3)
 """
@@ -23,8 +23,13 @@ class ElboTerms(NamedTuple):
 
     @property
     def neg_elbo(self) -> Tensor:
-        """The loss, [B]: an upper bound of −log p(x), in expectation over ε."""
+        """−ELBO, [B]: what is reported. An upper bound of −log p(x), in expectation over ε."""
         return self.recon + self.kl
+
+    @property
+    def loss(self) -> Tensor:
+        """What training minimizes, [B]."""
+        return self.neg_elbo
 
 
 def elbo_terms(model: VAE, batch: Batch, eps: Tensor) -> ElboTerms:

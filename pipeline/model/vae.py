@@ -51,7 +51,7 @@ class VAE(nn.Module):
         """Z [..., Z] and labels y [...] → parameters of p(x|z), [..., O]."""
         labels = None if y is None else y.reshape(-1)
         outputs = self.network.decode(z.to(self.dtype).reshape(-1, self.z_dim), labels)
-        return outputs.view(*z.shape[:-1], -1).to(z.dtype)
+        return outputs.reshape(*z.shape[:-1], -1).to(z.dtype)
 
     def mean(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """E[x|z], [..., D] in [0, 1]."""
@@ -84,4 +84,4 @@ def load_vae(path: Path) -> VAE:
         reason = str(error).partition("\n")[0]
         message = f"does not fit this version of the code ({reason}); run `dvc repro train`"
         raise UserError(path, message) from error
-    return model
+    return model.eval()

@@ -30,14 +30,14 @@ def generator(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
 
 
 @contextmanager
-def seeded(seed: int, purpose: str) -> Iterator[None]:
+def seeded(seed: int, purpose: str, epoch: int = 0) -> Iterator[None]:
     """Inside the block, PyTorch's global CPU generator starts from this address.
 
     For code that draws from it, such as the initialization of PyTorch's own layers. Its state is
     restored afterwards.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(address(seed, purpose))
+        torch.manual_seed(address(seed, purpose, epoch))
         yield
 
 

@@ -6,6 +6,7 @@ order and noise of an epoch are drawn before it starts, and nothing is read back
 a GPU never waits for the CPU.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pipeline.data.datasets import Split
-from pipeline.model.network import Batch, to_batch
+from pipeline.model.network import to_batch
 from pipeline.model.objective import ElboTerms, elbo_terms
 from pipeline.model.vae import VAE
 from pipeline.runtime.device import limited_threads, one_thread
-from pipeline.runtime.randomness import PROTOCOL_SEED, permutation, standard_normal
+from pipeline.runtime.randomness import PROTOCOL_SEED, permutation, seeded, standard_normal
 from pipeline.training.gradient import AutogradGradient, Gradient
 from pipeline.training.optimizer import Optimizer
 
@@ -60,9 +61,7 @@ def fit(
     model, device = optimizer.model, optimizer.model.device
     size = len(train.images)
     order, eps = _draw_epoch(size, model.z_dim, seed, epochs.start)
-    first = order[:batch_size].to(device)
-    batch = to_batch(train.images[first], train.labels[first], device)
-    gradient = _choose_gradient(optimizer, batch, eps[:batch_size].to(device), report)
+    gradient = _choose_gradient(optimizer, train, batch_size, report)
     steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
     shuffled = torch.empty_like(train.images)
     for epoch in epochs:
@@ -70,8 +69,11 @@ def fit(
         torch.index_select(train.images, 0, order, out=shuffled)
         data = (shuffled, train.labels[order], eps.to(device))
         parts = zip(*(tensor.split(batch_size * GRAPH_STEPS) for tensor in data), strict=True)
-        with limited_threads(gradient.max_threads):
+        # The seed is for layers that draw themselves, such as dropout.
+        with limited_threads(gradient.max_threads), seeded(seed, "layers", epoch):
+            optimizer.working.train()
             terms = _concatenate([steps(*part) for part in parts])
+        model.eval()
         order, eps = _draw_epoch(size, model.z_dim, seed, epoch + 1)  # while a GPU is still busy
         _check_finite(model, terms, epoch, batch_size)
         record = {"epoch": epoch, **_means("train", terms), **_means("val", _validate(model, val))}
@@ -80,7 +82,13 @@ def fit(
         yield record
 
 
-def _choose_gradient(optimizer: Optimizer, batch: Batch, eps: Tensor, report: Report) -> Gradient:
+def _choose_gradient(
+    optimizer: Optimizer, train: Split, batch_size: int, report: Report
+) -> Gradient:
+    model = optimizer.model
+    batch = to_batch(train.images[:batch_size], train.labels[:batch_size], model.device)
+    eps = standard_normal((len(batch.x), model.z_dim), PROTOCOL_SEED, "check").to(model.device)
+    AutogradGradient(copy.deepcopy(model))(batch, eps)  # an error in the objective ends it here
     try:
         # Optional, and whatever is wrong with it, training goes on.
         from pipeline.training.accelerated import checked_gradient  # noqa: PLC0415
@@ -119,7 +127,7 @@ def _draw_epoch(size: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, T
 
 
 def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> None:
-    broken = terms.neg_elbo.isfinite().logical_not().nonzero()
+    broken = terms.loss.isfinite().logical_not().nonzero()
     if len(broken):
         raise DivergenceError(f"epoch {epoch}, step {int(broken[0]) // batch_size + 1}")
     if not all(weights.isfinite().all() for weights in model.parameters()):

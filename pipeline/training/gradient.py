@@ -15,8 +15,8 @@ MAX_THREADS = 2  # CPU threads that a training makes use of
 class Gradient(Protocol):
     """Computes the gradients of a model.
 
-    They are those of the sum of −ELBO over a batch, as in the original script, and not of the mean:
-    Adam's epsilon then matters less.
+    They are those of the sum of the loss over a batch, as in the original script, and not of the
+    mean: Adam's epsilon then matters less.
     """
 
     max_threads: int  # CPU threads up to which it gives the same bits
@@ -39,5 +39,5 @@ class AutogradGradient:
         """See Gradient."""
         self.model.zero_grad(set_to_none=True)
         terms = elbo_terms(self.model, batch, eps)
-        terms.neg_elbo.sum().backward()
+        terms.loss.sum().backward()
         return ElboTerms(*(term.detach() for term in terms))

@@ -45,6 +45,9 @@ class Optimizer:
         self.adam.step()
         for parameter, working in pairs:
             working.copy_(parameter)
+        buffers = zip(self.model.buffers(), self.working.buffers(), strict=True)
+        for buffer, working_buffer in buffers:  # statistics of normalization layers
+            buffer.copy_(working_buffer)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that the next epoch depends on, by name: weights, moments and step count."""

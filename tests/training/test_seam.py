@@ -10,19 +10,22 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from conftest import ROOT, furnish
 
 from pipeline.paths import HISTORY, MODEL
 from pipeline.runtime.tensor_file import read_tensors
 
 OBJECTIVE, ACCELERATED = "pipeline/model/objective.py", "pipeline/training/accelerated"
-LOSS = ("self.recon + self.kl", "self.recon + 4 * self.kl")
+LOSS = ("return self.neg_elbo", "return self.recon + 4 * self.kl")
+# Without effect on the outputs of an untrained model.
+FLOOR = ("gaussian_kl(*posterior)", "gaussian_kl(posterior.mu, posterior.log_var.clamp(min=-2))")
 FIELD = ("    kl: Tensor\n", "    kl: Tensor\n    penalty: Tensor\n")
 PENALTY = (
     "kl=gaussian_kl(*posterior)",
     "kl=gaussian_kl(*posterior), penalty=outputs.abs().sum(-1)",
 )
-PENALIZED = ("self.recon + self.kl", "self.recon + self.kl + self.penalty")
+PENALIZED = ("return self.neg_elbo", "return self.neg_elbo + self.penalty")
 
 
 def train(folder, dataset, *edits, accelerated=True) -> list[str]:
@@ -66,6 +69,13 @@ def test_without_the_folder_autograd_trains_the_same_model(
 def test_an_edited_loss_is_trained_with_one_message(finished_workspace, tmp_path, small_dataset):
     assert len(train(tmp_path, small_dataset, LOSS)) == 1
     assert distance(tmp_path, finished_workspace) > 1e-3
+    history = pd.read_csv(tmp_path / HISTORY)
+    neg_elbo = history["val/recon"] + history["val/kl"]
+    assert history["val/neg_elbo"].to_list() == pytest.approx(neg_elbo.to_list())
+
+
+def test_an_edit_that_takes_effect_later_is_noticed(tmp_path, small_dataset):
+    assert len(train(tmp_path, small_dataset, FLOOR)) == 1
 
 
 def test_a_new_term_is_trained_and_gets_its_columns(finished_workspace, tmp_path, small_dataset):

@@ -94,7 +94,7 @@ def _read_lock(run: Run, content: bytes) -> dict[str, str]:
 
 def _read_per_image(run: Run, cached: Path) -> None:
     if not cached.is_file():
-        raise UserError(PER_IMAGE, "not in DVC's cache, no paired differences")
+        raise UserError(PER_IMAGE, "not in DVC's cache, no paired differences; run `dvc repro`")
     table = pq.read_table(cached)
     run.protocol = json.loads(table.schema.metadata[b"protocol"])
     run.per_image = table.to_pandas().astype("float64").dropna(axis="columns")

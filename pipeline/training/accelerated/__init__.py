@@ -4,17 +4,21 @@ Nothing is defined here: the written-out gradient is used only if it equals the 
 model/objective.py.
 """
 
-import copy
+from typing import cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from pipeline.model.network import Batch
+from pipeline.model.network import MLP, Batch
+from pipeline.model.vae import VAE, new_vae
+from pipeline.runtime.randomness import PROTOCOL_SEED
 from pipeline.training.accelerated.layers import Columns, Rows
 from pipeline.training.accelerated.perceptron import PerceptronGradient
 from pipeline.training.gradient import AutogradGradient, Gradient
 from pipeline.training.optimizer import Optimizer
 
 TOLERANCE = 1e-4  # of the norm; rounding in float32 stays below 1e-5
+WIDE = 8.0  # the largest μ, log σ² or logit, about that of a trained model
 
 
 def checked_gradient(optimizer: Optimizer, batch: Batch, eps: Tensor) -> Gradient:
@@ -22,15 +26,34 @@ def checked_gradient(optimizer: Optimizer, batch: Batch, eps: Tensor) -> Gradien
 
     Its terms and gradients are compared with those of autograd for this batch, in float32. Raises
     an exception if they differ, or if the model is not of the kind that it is written out for.
+
+    The weights of the comparison depend on the architecture alone, so that a resumed training comes
+    to the same conclusion. It is then repeated with wider outputs of encoder and decoder: a bound
+    on log σ², say, has no effect on the outputs of an untrained model.
     """
-    working = optimizer.working
-    layer_type = Columns if working.device.type == "cpu" else Rows
-    model = copy.deepcopy(optimizer.model)
+    layer_type = Columns if optimizer.model.device.type == "cpu" else Rows
+    model = new_vae(optimizer.model.architecture, PROTOCOL_SEED).to(optimizer.model.device)
+    gradient = PerceptronGradient(model, layer_type)
+    # Autograd puts its gradients elsewhere.
+    written = {name: parameter.grad for name, parameter in model.named_parameters()}
+    _compare(model, gradient(batch, eps)._asdict() | written, batch, eps)
+    network = cast(MLP, model.network)
+    _widen(network.encoder, batch.x)
+    _widen(network.decoder, eps)
+    _compare(model, gradient(batch, eps)._asdict() | written, batch, eps)
+    return PerceptronGradient(optimizer.working, layer_type)
+
+
+@torch.no_grad()
+def _widen(layers: nn.Sequential, inputs: Tensor) -> None:
+    factor = WIDE / layers(inputs).abs().max()
+    for parameter in layers[-1].parameters():
+        parameter.mul_(factor)
+
+
+def _compare(model: VAE, computed: dict[str, Tensor], batch: Batch, eps: Tensor) -> None:
     expected = AutogradGradient(model)(batch, eps)._asdict()
     expected |= {name: parameter.grad for name, parameter in model.named_parameters()}
-    computed = PerceptronGradient(model, layer_type)(batch, eps)._asdict()
-    computed |= {name: parameter.grad for name, parameter in model.named_parameters()}
     for name, value in expected.items():
         if not (computed[name] - value).norm() <= TOLERANCE * value.norm():
             raise ValueError(f"the written-out gradient differs from model/objective.py in {name}")
-    return PerceptronGradient(working, layer_type)

@@ -34,7 +34,7 @@ class PerceptronGradient:
 
     def __init__(self, model: VAE, layer_type: type[Rows] | type[Columns]) -> None:
         network = model.network
-        if not isinstance(network, MLP) or not isinstance(model.likelihood, Bernoulli):
+        if type(network) is not MLP or type(model.likelihood) is not Bernoulli:
             raise TypeError("a gradient is written out for perceptrons with Bernoulli pixels only")
         self.model = model
         self.arrange = layer_type.arrange
