@@ -17,22 +17,24 @@ from pipeline.training.accelerated.perceptron import PerceptronGradient
 from pipeline.training.gradient import AutogradGradient, Gradient
 from pipeline.training.optimizer import Optimizer
 
-TOLERANCE = 1e-4  # of the norm; rounding in float32 stays below 1e-5
+TOLERANCE = 1e-6  # of the norm, far above rounding in float64
 WIDE = 8.0  # the largest μ, log σ² or logit, about that of a trained model
 
 
 def checked_gradient(optimizer: Optimizer, batch: Batch, eps: Tensor) -> Gradient:
     """The written-out gradient for the working model of the optimizer.
 
-    Its terms and gradients are compared with those of autograd for this batch, in float32. Raises
-    an exception if they differ, or if the model is not of the kind that it is written out for.
+    Its terms and gradients are compared with those of autograd for this batch, in float64 on the
+    CPU. Raises an exception if they differ, or if it is not written out for this kind of model.
 
     The weights of the comparison depend on the architecture alone, so that a resumed training comes
     to the same conclusion. It is then repeated with wider outputs of encoder and decoder: a bound
     on log σ², say, has no effect on the outputs of an untrained model.
     """
     layer_type = Columns if optimizer.model.device.type == "cpu" else Rows
-    model = new_vae(optimizer.model.architecture, PROTOCOL_SEED).to(optimizer.model.device)
+    model = new_vae(optimizer.model.architecture, PROTOCOL_SEED).double()
+    batch = Batch(batch.x.cpu().double(), None if batch.y is None else batch.y.cpu())
+    eps = eps.cpu().double()
     gradient = PerceptronGradient(model, layer_type)
     # Autograd puts its gradients elsewhere.
     written = {name: parameter.grad for name, parameter in model.named_parameters()}
