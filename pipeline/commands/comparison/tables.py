@@ -30,9 +30,9 @@ def answer(comparison: Comparison) -> str:
     base, leading = comparison.baseline, comparison.leading
     value = values(comparison)[leading][best]
     first = f"Best by mean {quantity(leading).symbol}: {best}, {value}"
-    against = differences(comparison)[leading]
+    against = differences(comparison)[leading].replace(NOTHING, "no paired difference")
     if best == base:
-        return f"{first}; next: {rival} {against.get(rival, NOTHING)}."
+        return f"{first}; next: {rival}, {against.get(rival, NOTHING)}."
     return f"{first}; against {base}: {against[best]}."
 
 
@@ -115,7 +115,7 @@ def ascii_text(text: str) -> str:
 def shortened(names: Iterable[str]) -> str:
     """Return the first of many names."""
     first = list(names)
-    return ", ".join(first[:3]) + f" +{len(first) - 3}" * (len(first) > 3)
+    return ", ".join(first[:3]) + f" and {len(first) - 3} more" * (len(first) > 3)
 
 
 def notes(comparison: Comparison, runs: Sequence[Run]) -> dict[str, str]:
