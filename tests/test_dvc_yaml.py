@@ -96,10 +96,6 @@ def test_every_output_is_read_by_a_stage():
     assert outputs - inputs == {"data/logged"}
 
 
-def test_dvc_yaml_fits_150_lines():
-    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 150
-
-
 def plotted() -> list[tuple[str, set[str]]]:
     """Each table of a plot with the columns that dvc.yaml names."""
     tables = []

@@ -42,11 +42,6 @@ def test_the_default_run_is_as_good_as_the_original_script():
     assert TEST["nll"] == pytest.approx(95.56, abs=0.3)
 
 
-def test_the_headline_metrics_are_part_of_the_evaluation():
-    headline = json.loads(committed("reports/metrics.json"))["test"]
-    assert headline.items() <= TEST.items()
-
-
 def test_every_metric_is_explained():
     names = {name.removesuffix("_se") for name in TEST}
     assert [name for name in names if f"/{name}`" not in TEXT["docs/metrics.md"]] == []

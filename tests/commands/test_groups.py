@@ -112,21 +112,6 @@ def test_the_answer_names_the_best_configuration_and_its_difference(effect, verd
     assert gap.endswith(f"{verdict} (one seed)")
 
 
-def test_a_difference_whose_interval_contains_zero_is_not_significant():
-    same = run("wide", h_dim=800)
-    same.per_image["nll"] = run("HEAD").per_image["nll"] - np.tile([0.51, -0.5], 200)
-    comparison = compare([run("HEAD"), same], "HEAD")
-    assert "not significant" in tables.differences(comparison).at["h_dim=800", "nll"]
-
-
-def test_a_metric_that_the_page_does_not_know_is_shown_under_its_name():
-    runs = [run("HEAD"), run("wide", -1, h_dim=800)]
-    for one in runs:
-        one.metrics["sharpness"] = 0.5
-    table = tables.metrics(compare(runs, "HEAD"))["Other metrics"]
-    assert table.at["HEAD", "sharpness"] == "0.5000"
-
-
 def test_the_terminal_shows_ascii_without_escape_sequences():
     text = tables.terminal(compare([run("HEAD"), run("\x1b[31mred\n", 1, h_dim=800)], "HEAD"))
     assert text.isascii() and "\x1b" not in text and len(text.splitlines()) == 3

@@ -1,6 +1,5 @@
 import math
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -101,24 +100,6 @@ def test_bounds_do_not_depend_on_chunks_or_other_images(model, split, monkeypatc
     torch.testing.assert_close(few, prior[:9], rtol=1e-6, atol=1e-4)
 
 
-def test_jobs_run_in_order_on_one_thread_each_as_many_as_there_are_workers(set_threads):
-    lock, running, most, settings = threading.Lock(), [], [], set()
-
-    def compute(start: int) -> int:
-        with lock:
-            running.append(start)
-            most.append(len(running))
-            settings.add(torch.get_num_threads())
-        time.sleep(0.02)
-        running.remove(start)
-        return start
-
-    set_threads(4)
-    assert list(in_order(compute, range(0, 40, 2), 3)) == list(range(0, 40, 2))
-    assert max(most) == 3 and settings == {1}
-    assert torch.get_num_threads() == 4
-
-
 def test_an_error_in_a_job_ends_all_of_them(set_threads):
     def compute(start: int) -> float:
         return 1 / (3 - start)
@@ -131,7 +112,3 @@ def test_an_error_in_a_job_ends_all_of_them(set_threads):
     next(jobs)
     jobs.close()
     assert (threading.active_count(), torch.get_num_threads()) == (before, 4)
-
-
-def test_bounds_are_reported_at_powers_of_ten():
-    assert [*map(bounds.sample_sizes, (1, 100, 500))] == [[1], [1, 10, 100], [1, 10, 100, 500]]

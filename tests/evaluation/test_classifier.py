@@ -64,7 +64,6 @@ WEIGHTS = Classifier((28, 28), 10).state_dict()
 INVALID = {
     "another header": (WEIGHTS, {"architecture": {}}),
     "another number of classes": (WEIGHTS, {"classifier": HEADER | {"num_classes": 11}}),
-    "no header": (WEIGHTS, {"classifier": None}),
     "other weights": ({"w": torch.zeros(2)}, {"classifier": HEADER}),
 }
 

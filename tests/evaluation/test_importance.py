@@ -89,11 +89,6 @@ def test_labels_reach_the_decoder():
     torch.testing.assert_close(prior_log_weights(model, third, 1, bernoulli), expected(third))
 
 
-def test_the_effective_sample_size_counts_equal_weights():
-    log_w = torch.tensor([[-700.3] * 8, [0.0, *[-1e4] * 7], [3.0, 3.0, *[-1e4] * 6]])
-    assert effective_sample_size(log_w).tolist() == pytest.approx([8, 1, 2])
-
-
 def test_the_bound_of_k_weights_is_the_mean_over_all_groups_of_k():
     log_w = torch.arange(7.0).log().unsqueeze(0)
     assert neg_log_mean(log_w, 3).item() == pytest.approx(-(math.log(1) + math.log(4)) / 2)

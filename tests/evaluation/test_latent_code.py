@@ -7,7 +7,6 @@ from pipeline.evaluation import latent_code
 from pipeline.evaluation.latent_code import (
     active_units,
     affordable_draws,
-    kl_per_dimension,
     kl_split,
 )
 from pipeline.model.network import Posterior
@@ -18,13 +17,6 @@ def random_posterior(n: int, z_dim: int) -> tuple[Posterior, torch.Tensor]:
     """A posterior and noise in float64."""
     mu, log_var, eps = (standard_normal((n, z_dim), 0, f"test/{name}").double() for name in "mve")
     return Posterior(mu * torch.linspace(0, 2, z_dim), 0.5 * log_var - 1), eps
-
-
-def test_the_kl_of_a_collapsed_encoder_has_no_parts():
-    posterior, eps = Posterior(*torch.zeros(2, 300, 4)), standard_normal((300, 4), 0, "test")
-    assert kl_per_dimension(posterior).tolist() == [0] * 4
-    assert not active_units(posterior.mu).any()
-    assert all(part.abs().max() < 1e-5 for part in kl_split(posterior, eps).values())
 
 
 def test_a_unit_is_active_if_its_mean_varies():

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.data.datasets import Split
 from pipeline.evaluation.bounds import encode
 from pipeline.evaluation.latent_walks import draw_walks
-from pipeline.evaluation.plots import draw_bound, draw_codes, draw_kl, draw_rows, project
+from pipeline.evaluation.plots import draw_codes, draw_kl, draw_rows, project
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,3 @@ def test_rows_are_drawn_in_their_cells(tmp_path):
     grid = black[rows[0] : rows[-1], columns[0] : columns[-1]]
     centers = [[int(size * (2 * i + 1) / 6) for i in range(3)] for size in grid.shape]
     assert grid[np.ix_(*centers)].tolist() == [[r != c for c in range(3)] for r in range(3)]
-
-
-def test_a_bound_is_drawn_from_a_single_k(tmp_path):
-    names = {name: name for name in ("widened", "plain", "prior")}
-    columns = [*names, *(f"{name}_se" for name in names)]
-    table = pd.DataFrame([{"k": 1} | dict.fromkeys(columns, 1.0)])
-    draw_bound(table, names, tmp_path / "bound.png")
-    assert Image.open(tmp_path / "bound.png").size[0] > 600

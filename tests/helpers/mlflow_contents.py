@@ -15,7 +15,6 @@ from mlflow.entities import Run
 
 from pipeline.params import parse_yaml
 
-TABLES = ("history.csv", "evaluation.json")
 RANDOM = re.compile(r"timestamp\+\d+\+[0-9a-f-]{36}")  # in the name of a logged image
 
 
@@ -69,41 +68,63 @@ def models_of(client: MlflowClient, run: Run) -> list:
 
 def assert_whole(repo: Repo, run: Run, revision: str) -> None:
     """The run has what the files of that revision contain, once, and a model that generates."""
+    listed = repo.run("git", "ls-tree", "-r", "--name-only", revision, "reports/").split()
+    reports = {name for name in listed if not name.endswith(".gitignore")}
+    texts = {
+        name: repo.run("git", "show", f"{revision}:{name}")
+        for name in reports | {"params.yaml"}
+        if name.endswith((".csv", ".json", ".yaml"))
+    }
     client = repo.store()
-    at = lambda path: repo.run("git", "show", f"{revision}:{path}")  # noqa: E731
+    files = files_of(client, run)
     assert run.info.status == "FINISHED"
-    assert points(client, run) == expected_points(*(at(f"reports/{name}") for name in TABLES))
-    params = parse_yaml(at("params.yaml"), "params.yaml")
+    assert_values(client, run, texts)
+    assert_reports(files, reports, texts)
+    assert_pictures(files, reports)
+    assert_model(client, run)
+    if run.info.artifact_uri.startswith("file:"):
+        assert run.info.artifact_uri.startswith((repo.root / "mlartifacts").as_uri())
+
+
+def assert_values(client: MlflowClient, run: Run, texts: dict[str, str]) -> None:
+    """Metrics, parameters and the classifier are those of the files; every split is an input."""
+    expected = expected_points(texts["reports/history.csv"], texts["reports/evaluation.json"])
+    assert points(client, run) == expected
+    params = parse_yaml(texts["params.yaml"], "params.yaml")
     assert run.data.params == {key: str(value) for key, value in params.items()}
-    classifier = json.loads(at("reports/classifier.json"))["classifier"]
+    classifier = json.loads(texts["reports/classifier.json"])["classifier"]
     assert run.data.tags["classifier.sha256"] == classifier["sha256"]
     inputs = run.inputs.dataset_inputs
     rows = {each.tags[0].value: json.loads(each.dataset.profile)["num_rows"] for each in inputs}
     assert rows == {"training": 500, "validation": 100, "test": 200}
 
-    files = files_of(client, run)
-    listed = repo.run("git", "ls-tree", "-r", "--name-only", revision, "reports/").split()
-    committed = {name for name in listed if Path(name).name != ".gitignore"}
+
+def assert_reports(files: dict[str, bytes], reports: set[str], texts: dict[str, str]) -> None:
+    """All committed reports, and the values per image, which only DVC keeps."""
     logged = {name for name in files if name.startswith("reports/")}
-    assert logged == committed | {"reports/per_image.parquet"}
-    for name in committed:
-        if name.endswith((".csv", ".json")):
-            assert files[name].decode() == at(name)
-    samples = [re.fullmatch(r"reports/samples/(.+)-epoch-0*(\d+)\.png", name) for name in committed]
+    assert logged == reports | {"reports/per_image.parquet"}
+    for name in reports & texts.keys():
+        assert files[name].decode() == texts[name]
+
+
+def assert_pictures(files: dict[str, bytes], reports: set[str]) -> None:
+    """The images that MLflow shows, each as it is and compressed."""
+    samples = [re.fullmatch(r"reports/samples/(.+)-epoch-0*(\d+)\.png", name) for name in reports]
     shown = {f"view~training-{match[1]}+step+{match[2]}" for match in samples if match}
     shown |= {"view~generated+step+0", "view~reconstructed+step+0"}
     forms = {f"images/{name}+{form}" for name in shown for form in (".png", "+compressed.webp")}
     assert {name for name in files if name.startswith("images/")} == forms
-    if run.info.artifact_uri.startswith("file:"):
-        assert run.info.artifact_uri.startswith((repo.root / "mlartifacts").as_uri())
 
+
+def assert_model(client: MlflowClient, run: Run) -> None:
+    """The run has one model with the test metrics, and it generates images."""
     (model,) = models_of(client, run)
     assert model.status == "READY"
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert {metric.key for metric in model.metrics} >= {"test/neg_elbo"}
     mlflow.set_tracking_uri(client.tracking_uri)
     vae = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
-    images = vae.predict(np.zeros((16, params["z_dim"]), np.float32))
+    images = vae.predict(np.zeros((16, int(run.data.params["z_dim"])), np.float32))
     assert images.shape == (16, 784) and 0 <= images.min() < images.max() <= 1
 
 

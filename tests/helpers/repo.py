@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,11 +16,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.data.catalog import DATASETS
-
-
-def hears_ctrl_c() -> None:
-    """In a new process: a shell makes those in its background ignore SIGINT, perhaps the tests'."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Repo:

@@ -1,4 +1,4 @@
-"""Working servers on loopback: `mlflow server`, on sqlite or PostgreSQL, also with TLS."""
+"""Working servers on loopback: `mlflow server`, on sqlite or PostgreSQL."""
 
 import os
 import pwd
@@ -24,33 +24,19 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def certificate(file: Path) -> Path:
-    """A self-signed certificate of 127.0.0.1 with its key, for a server and its clients."""
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=test"
-    options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "-", "-out", "-"]
-    done = subprocess.run([*command.split(), *options], check=True, capture_output=True)
-    file.write_bytes(done.stdout)
-    return file
-
-
 @contextmanager
 def mlflow_server(
-    folder: Path, backend: str | None = None, pem: Path | None = None
+    folder: Path, backend: str | None = None
 ) -> Iterator[tuple[str, subprocess.Popen]]:
-    """`mlflow server` with its files in `folder`: the address, and the process.
-
-    pem: a certificate with its key for TLS; clients must show the same one.
-    """
+    """`mlflow server` with its files in `folder`: the address, and the process."""
     port = free_port()
-    tls = f"--ssl-certfile {pem} --ssl-keyfile {pem} --ssl-ca-certs {pem} --ssl-cert-reqs 2"
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", backend or f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", (folder / "served").as_uri()]
-    command += ["--uvicorn-opts", tls] if pem else []
     env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    address = f"{'https' if pem else 'http'}://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{port}"
     with started(command, folder, env) as process:
-        wait_for(f"{address}/health", process, pem=pem)
+        wait_for(f"{address}/health", process)
         yield address, process
 
 
@@ -75,13 +61,13 @@ def kill_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def wait_for(url: str, process: subprocess.Popen, pem: Path | None = None) -> None:
+def wait_for(url: str, process: subprocess.Popen) -> None:
     """Wait until a server answers, at most two minutes."""
-    end, cert = time.monotonic() + 120, str(pem) if pem else None
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         assert process.poll() is None, "the server has ended"
         with suppress(requests.RequestException):
-            if requests.get(url, timeout=5, verify=cert or True, cert=cert).ok:
+            if requests.get(url, timeout=5).ok:
                 return
         time.sleep(0.2)
     raise AssertionError("no answer within two minutes")

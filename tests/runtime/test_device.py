@@ -5,7 +5,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.runtime import device
-from pipeline.runtime.device import one_thread, prepare_device
+from pipeline.runtime.device import prepare_device
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +55,3 @@ def test_any_gpu_of_the_first_ones_model_may_be_used_unless_one_is_named(
     assert str(prepare_device(name).index) == allowed[0]
     assert offered == allowed
     assert torch.are_deterministic_algorithms_enabled()
-
-
-def test_one_thread_is_undone_after_an_error(set_threads):
-    set_threads(2)
-    with pytest.raises(ValueError, match="x"), one_thread():
-        assert torch.get_num_threads() == 1
-        raise ValueError("x")
-    assert torch.get_num_threads() == 2

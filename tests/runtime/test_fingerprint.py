@@ -6,7 +6,7 @@ from conftest import ROOT
 from pipeline.params import load_params
 from pipeline.paths import DATASET
 from pipeline.runtime.files import sha256_file
-from pipeline.runtime.fingerprint import code_sha256, fingerprint, provenance
+from pipeline.runtime.fingerprint import fingerprint, provenance
 
 
 @pytest.fixture
@@ -55,10 +55,3 @@ def test_the_fingerprint_depends_on_the_code_of_train_alone(params, code):
     with (code / "pipeline/model/objective.py").open("a") as file:
         file.write("# a comment\n")
     assert fingerprint(origin, params, code) != first
-
-
-def test_code_hashes_name_the_declared_dependencies_and_depend_on_names_of_files(code):
-    hashes = code_sha256("train", code)
-    assert {"pipeline/model", "pipeline/stages/train.py", "pipeline/training"} <= hashes.keys()
-    (code / "pipeline/model/likelihood.py").rename(code / "pipeline/model/renamed.py")
-    assert code_sha256("train", code)["pipeline/model"] != hashes["pipeline/model"]

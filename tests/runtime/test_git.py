@@ -156,13 +156,6 @@ def test_a_failure_is_reported_in_the_words_of_git(root, tmp_path, monkeypatch):
     assert error.value.subject == "git"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can change the owner of a folder")
-def test_a_repository_of_another_user_is_no_empty_repository(root):
-    os.chown(root, 12345, 12345)
-    with pytest.raises(UserError, match="dubious ownership"):
-        git.experiments(root)
-
-
 def test_a_commit_or_file_that_does_not_exist_is_named(root, tmp_path):
     with pytest.raises(UserError) as error:
         git.clone(root, "f" * 40, b"", tmp_path / "clone")

@@ -1,7 +1,6 @@
 import torch
 
 from pipeline.runtime.randomness import (
-    permutation,
     seeded,
     standard_normal,
     standard_normal_columns,
@@ -39,12 +38,3 @@ def test_a_column_does_not_depend_on_the_number_of_columns():
     assert wide.shape == (64, 20)
     assert torch.equal(wide[:, :2], standard_normal_columns(64, 2, 0, "generate"))
     assert len({tuple(column.tolist()) for column in wide.T}) == 20
-
-
-def test_a_permutation_has_every_index_once():
-    assert torch.equal(permutation(1000, 0, "shuffle").sort().values, torch.arange(1000))
-
-
-def test_the_noise_is_standard_normal():
-    noise = standard_normal((200_000,), 0, "noise")
-    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01

@@ -1,7 +1,6 @@
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ import pandas as pd
 import pytest
 from conftest import ROOT, set_params
 from helpers.models import DEFAULT
-from helpers.repo import hears_ctrl_c
 from PIL import Image
 
 from pipeline import paths
@@ -69,14 +67,6 @@ def test_the_model_file_and_the_pending_run_state_where_the_model_comes_from(wor
     assert pending.model_sha256 == sha256_file(paths.MODEL) and pending.provenance == origin
 
 
-def test_pictures_of_an_earlier_training_are_removed(workplace):
-    """DVC removes outputs before a stage; without DVC the stage does."""
-    train.main()
-    set_params(workplace, {"num_epochs": 1})
-    train.main()
-    assert {path.stem[-4:] for path in paths.SAMPLES.iterdir()} == {"0000", "0001"}
-
-
 def test_every_run_shows_the_same_images(workplace):
     """The left halves of the reconstruction pairs, whatever is held out."""
     pictures = []
@@ -113,14 +103,6 @@ def test_divergence_is_one_message_and_leaves_no_model(workplace):
     assert error.value.subject == "params.yaml: learning_rate" and "batch_size" in str(error.value)
     assert not paths.MODEL.exists() and not checkpoints()
     assert "nan" not in paths.HISTORY.read_text(), "no line for the epoch that failed"
-
-
-@pytest.mark.parametrize("path", [paths.HISTORY, paths.MODEL])
-def test_an_output_that_cannot_be_written_is_one_message(workplace, path):
-    path.mkdir(parents=True)
-    with pytest.raises(UserError) as error:
-        train.main()
-    assert str(path).startswith(error.value.subject)
 
 
 class Fault(BaseException):
@@ -168,26 +150,17 @@ def test_an_interrupted_training_ends_in_the_same_bytes(
     assert outputs() == reference and not checkpoints()
 
 
-@pytest.mark.parametrize(
-    ("kill", "status", "epochs"),
-    [
-        (signal.SIGKILL, -9, (6,)),
-        pytest.param(signal.SIGKILL, -9, (3, 15, 25), marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, (6,), marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, (6,), marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_process_resumes_and_ends_in_the_same_bytes(workplace, kill, status, epochs):
+def test_a_killed_process_resumes_and_ends_in_the_same_bytes(workplace):
     set_params(workplace, {"num_epochs": 40, "sample_every": 7, "h_dim": 512})
     train.main()
     reference = outputs()
-    for epoch in epochs:
-        shutil.rmtree("reports")
-        process = start(*STAGE)
-        wait_for_epoch(process, epoch)
-        process.send_signal(kill)
-        output, _ = process.communicate()
-        assert process.returncode == status and "Traceback" not in output
+    shutil.rmtree("reports")
+    process = start(*STAGE)
+    while not paths.HISTORY.exists() or paths.HISTORY.read_text().count("\n") <= 6:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
     shutil.rmtree("reports")
     output, _ = start(*STAGE).communicate()
     assert "resuming after epoch" in output
@@ -208,13 +181,6 @@ def test_a_stage_dies_with_the_dvc_that_started_it(workplace, delay):
 
 def start(*command: str, **env: str) -> subprocess.Popen:
     return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, preexec_fn=hears_ctrl_c,
+        command, env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-
-
-def wait_for_epoch(process: subprocess.Popen, epoch: int) -> None:
-    end = time.monotonic() + 300
-    while not paths.HISTORY.exists() or paths.HISTORY.read_text().count("\n") <= epoch:
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.01)

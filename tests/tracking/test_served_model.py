@@ -10,11 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import requests
 import torch
 from conftest import use_folder
 from helpers.mlflow_contents import models_of, only_run
-from helpers.servers import free_port, started, wait_for
 
 from pipeline.model.network import Batch
 from pipeline.model.vae import VAE, load_vae
@@ -43,7 +41,7 @@ def ask(given, task):
     try:
         return vae.predict(given, params={"task": task})
     except mlflow.MlflowException as error:
-        return str(error)
+        return error.get_http_status_code(), str(error)
 
 questions = pickle.load(sys.stdin.buffer)
 answers = [vae.predict(vae.input_example), *(ask(*question) for question in questions)]
@@ -109,7 +107,7 @@ def test_without_the_project_it_computes_what_the_model_file_computes(logged, tm
     assert example.shape == (2, 784) and close(images, wanted["images"])
     assert close(encoded["mu"], wanted["mu"]) and close(encoded["log_var"], wanted["log_var"])
     assert close(again, wanted["again"])
-    assert messages == list(INVALID)
+    assert messages == [(400, line) for line in INVALID]
 
 
 def test_no_file_of_it_is_a_pickle_or_names_this_machine(logged):
@@ -118,21 +116,3 @@ def test_no_file_of_it_is_a_pickle_or_names_this_machine(logged):
     assert forms == {".json", ".py", ".safetensors", ".txt", ".yaml"}
     checkout = str(Path(__file__).parents[2]).encode()
     assert [path.name for path in files if checkout in path.read_bytes()] == []
-
-
-@pytest.mark.slow
-def test_mlflow_models_serve_answers(logged, tmp_path):
-    port = free_port()
-    command = f"-m mlflow models serve --env-manager local -m {logged.uri} --port {port}"
-    with started([sys.executable, *command.split()], tmp_path, logged.environment) as process:
-        wait_for(f"http://127.0.0.1:{port}/ping", process)
-
-        def post(given: np.ndarray, **params: str) -> requests.Response:
-            address, body = f"http://127.0.0.1:{port}/invocations", {"inputs": given.tolist()}
-            return requests.post(address, json=body | {"params": params}, timeout=60)
-
-        wanted = expected(logged.vae)
-        assert close(post(Z).json()["predictions"], wanted["images"])
-        assert close(post(X, task="encode").json()["predictions"]["mu"], wanted["mu"])
-        refused = post(Z[:, :3])
-    assert refused.status_code == 400 and "z: must be [n, 4] to generate" in refused.text
