@@ -100,7 +100,7 @@ def check_files(root: Path) -> Iterator[Problem]:
     absent is no problem: DVC restores it or executes the stage.
     """
     cache = Path(Repo(str(root)).cache.local.path)  # the md5 of each file is its name
-    expected = {file: file.parent.name + file.stem for file in sorted(cache.glob("??/*"))}
+    expected = {file: file.parent.name + file.stem for file in sorted(cache.glob("??/[0-9a-f]*"))}
     for file, md5 in (expected | outputs(root)).items():
         content = file.read_bytes() if file.is_file() else None
         if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:

@@ -23,7 +23,7 @@ def main() -> None:
 
         print(f"log: {log_run(open_store(home()), results, here())}")
     except UserError as error:
-        advice = "the results are in the files: run `python -m pipeline log-all` when MLflow works"
+        advice = "the results are in the files: run `python -m pipeline log-all` once that works"
         print(f"log: not in MLflow ({error}); {advice}", file=sys.stderr)
     # Always the same bytes: a run's id would return from DVC's run-cache for another experiment.
     with writing(LOGGED):

@@ -108,9 +108,10 @@ def download(store: Store, run: Run, folder: Path) -> bytes:
     if model := _model_of(store, run):
         (folder / MODEL.parent).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            uri = f"models:/{model.model_id}/artifacts/{MODEL.name}"
-            file = mlflow.artifacts.download_artifacts(uri, None, None, scratch, store.uri)
-            shutil.copy(file, folder / MODEL)
+            # All of it: MLflow takes the address of one file for a registered model.
+            uri = f"models:/{model.model_id}"
+            whole = mlflow.artifacts.download_artifacts(uri, None, None, scratch, store.uri)
+            shutil.copy(Path(whole, "artifacts", MODEL.name), folder / MODEL)
     diff = folder / DIFF
     return diff.read_bytes() if diff.exists() else b""
 

@@ -94,7 +94,7 @@ def store(finished_workspace, mlflow_tables, tmp_path_factory) -> Store:
 def page(store, tmp_path_factory) -> Iterator[Page]:
     """`make ui`, and a browser that has never seen it."""
     folder, port = tmp_path_factory.mktemp("ui"), free_port()
-    make = ["make", "-f", str(ROOT / "Makefile"), "ui", "-o", "setup"]
+    make = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "ui", "-o", "setup"]
     make += [f"VENV={sys.prefix}", f"PORT={port}", f"CURDIR={store.root}"]
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
