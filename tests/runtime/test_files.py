@@ -12,8 +12,8 @@ def test_home_is_the_root_that_dvc_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     assert home() == tmp_path.resolve()
-    monkeypatch.setenv("DVC_ROOT", "/root/of/dvc")
-    assert home() == Path("/root/of/dvc")
+    monkeypatch.setenv("DVC_ROOT", "/a/repository")
+    assert home() == Path("/a/repository")
 
 
 def test_a_written_file_has_the_content_and_its_sha256(tmp_path):
