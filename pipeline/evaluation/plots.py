@@ -3,6 +3,7 @@
 A Figure is made without pyplot, which would look for a display and keep every figure.
 """
 
+import io
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from pipeline.figures.grids import Shape, tile
+from pipeline.runtime.files import write_output
 
 # Colors of Okabe & Ito, which color-blind readers can distinguish, and four more.
 COLORS = [
@@ -117,5 +119,7 @@ def draw_bound(bound: pd.DataFrame, proposals: dict[str, str], path: Path) -> No
 
 
 def _save(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
     # Levels 8 and 9 take five times as long for a file of the same size.
-    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 7})
+    figure.savefig(content, metadata={"Software": None}, pil_kwargs={"compress_level": 7})
+    write_output(path, content.getvalue())

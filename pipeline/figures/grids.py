@@ -1,11 +1,14 @@
 """Grids of images as PNG files. The same pixels give the same bytes."""
 
+import io
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from pipeline.runtime.files import write_output
 
 GAP = 0.35  # gray of the lines between cells: visible beside black and white
 
@@ -37,4 +40,6 @@ def tile(cells: Tensor, columns: int) -> Tensor:
 
 
 def _save(grid: Tensor, path: Path) -> None:
-    Image.fromarray(grid.mul(255).round().byte().numpy()).save(path)
+    content = io.BytesIO()
+    Image.fromarray(grid.mul(255).round().byte().numpy()).save(content, "PNG")
+    write_output(path, content.getvalue())

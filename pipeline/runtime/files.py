@@ -5,6 +5,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.errors import writing
+
 
 def home() -> Path:
     """The root of the user's repository.
@@ -23,6 +25,15 @@ def sha256_file(path: Path) -> str:
     """The sha256 of the file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write an output of a stage. Raises UserError if that fails.
+
+    It becomes a new file: DVC may have linked the old one to its cache (`cache.type`).
+    """
+    with writing(path):
+        atomic_write(path, content)
 
 
 def atomic_write(path: Path, content: bytes) -> None:

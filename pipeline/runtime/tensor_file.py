@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.errors import UserError, writing
+from pipeline.errors import UserError
+from pipeline.runtime.files import write_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +30,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[s
 
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = save(on_cpu, metadata={HEADER: json.dumps(header, sort_keys=True, allow_nan=False)})
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)  # not save_file, whose files only their owner can read
+    write_output(path, content)
 
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:

@@ -4,6 +4,7 @@ Noise, images and binarization are the same in every run, and the values of each
 that two runs can be compared image by image.
 """
 
+import io
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pipeline import paths
 from pipeline.data.datasets import Split, digest, load_split, to_unit
-from pipeline.errors import run, writing
+from pipeline.errors import run
 from pipeline.evaluation import bounds, latent_code, latent_walks, plots, probe, reconstruction
 from pipeline.evaluation.bounds import summary
 from pipeline.evaluation.classifier import classify, load_classifier
@@ -27,6 +28,7 @@ from pipeline.model.vae import VAE, load_vae
 from pipeline.params import Params, load_params
 from pipeline.runtime.cores import share_of_cores
 from pipeline.runtime.device import prepare_device, set_threads
+from pipeline.runtime.files import write_output
 
 HEADLINE = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance", "knn_accuracy")
 PROPOSALS = {"widened": "z from q, widened", "plain": "z from q", "prior": "z from the prior"}
@@ -57,24 +59,23 @@ def main() -> None:
         "ess": evidence.ess,
     }
     metrics = summary(per_image | others)
-    with writing(paths.METRICS.parent):
-        paths.FIGURES.mkdir(parents=True, exist_ok=True)
-        save_per_image(per_image, split, model, params)
-        save_samples(model, split)
-        set_threads(1)  # the steps run at the same time, one core each
-        with ThreadPoolExecutor(cores) as pool:
-            steps = (
-                pool.submit(predict_labels, model, split, posterior),
-                pool.submit(compare_samples, model, split),
-                pool.submit(describe_code, model, split, posterior),
-                pool.submit(describe_bounds, model, split, recons, evidence, params.eval_samples),
-            )
-        for step in steps:
-            metrics |= step.result()
-        metrics["num_images"] = len(split.images)
-        headline = {name: metrics[name] for name in HEADLINE}
-        for path, values in ((paths.METRICS, headline), (paths.EVALUATION, metrics)):
-            path.write_text(json.dumps({"test": values}, indent=2, allow_nan=False) + "\n")
+    save_per_image(per_image, split, model, params)
+    save_samples(model, split)
+    set_threads(1)  # the steps run at the same time, one core each
+    with ThreadPoolExecutor(cores) as pool:
+        steps = (
+            pool.submit(predict_labels, model, split, posterior),
+            pool.submit(compare_samples, model, split),
+            pool.submit(describe_code, model, split, posterior),
+            pool.submit(describe_bounds, model, split, recons, evidence, params.eval_samples),
+        )
+    for step in steps:
+        metrics |= step.result()
+    metrics["num_images"] = len(split.images)
+    headline = {name: metrics[name] for name in HEADLINE}
+    for path, values in ((paths.METRICS, headline), (paths.EVALUATION, metrics)):
+        text = json.dumps({"test": values}, indent=2, allow_nan=False)
+        write_output(path, f"{text}\n".encode())
     shown = "-log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image, -ELBO {neg_elbo:.2f}"
     print(f"evaluate: {len(split.images)} test images:", shown.format(**metrics))
     print(f"evaluate: wrote {paths.EVALUATION}, {paths.METRICS}, tables and figures")
@@ -93,7 +94,7 @@ def describe_bounds(
     columns = zip(evidence.widened.T, evidence.plain.T, prior.T, strict=True)
     table = pd.DataFrame([summary(dict(zip(PROPOSALS, column, strict=True))) for column in columns])
     table.insert(0, "k", bounds.sample_sizes(num_samples))
-    table.to_csv(paths.BOUND, index=False)
+    write_output(paths.BOUND, table.to_csv(index=False).encode())
     plots.draw_bound(table, PROPOSALS, paths.FIGURES / "bound.png")
     return summary({"nll_prior": prior[:, -1]})
 
@@ -105,7 +106,7 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
     table = table.rename_axis("dimension").reset_index()
     table = table.sort_values("kl", ascending=False, kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
-    table.to_csv(paths.KL_PER_DIMENSION, index=False)
+    write_output(paths.KL_PER_DIMENSION, table.to_csv(index=False).encode())
     plots.draw_kl(table, paths.FIGURES / "kl_per_dimension.png")
     plots.draw_codes(posterior.mu, split.labels, paths.FIGURES / "posterior_means.png")
     latent_walks.draw_walks(model, split, posterior.mu, table, paths.FIGURES)
@@ -129,7 +130,7 @@ def compare_samples(model: VAE, split: Split) -> dict[str, float]:
     classes = pd.DataFrame({"samples": fake.classes, "test": real.classes})
     shares = classes.apply(lambda column: column.value_counts(normalize=True))
     shares = shares.reindex(range(classifier.num_classes), fill_value=0.0).fillna(0.0)
-    shares.rename_axis("label").to_csv(paths.CLASSES)
+    write_output(paths.CLASSES, shares.rename_axis("label").to_csv().encode())
     return quality(real.features, fake.features)
 
 
@@ -142,7 +143,9 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
     }
     table = pyarrow.table({name: values.float().numpy() for name, values in columns.items()})
     table = table.replace_schema_metadata({"protocol": json.dumps(protocol, sort_keys=True)})
-    pyarrow.parquet.write_table(table, paths.PER_IMAGE, compression="zstd")
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(table, content, compression="zstd")
+    write_output(paths.PER_IMAGE, content.getvalue())
 
 
 def save_samples(model: VAE, split: Split) -> None:

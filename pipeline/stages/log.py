@@ -6,9 +6,9 @@ changes nothing. An unreachable store fails nothing, because DVC would discard t
 
 import sys
 
-from pipeline.errors import UserError, run, writing
+from pipeline.errors import UserError, run
 from pipeline.paths import LOGGED
-from pipeline.runtime.files import home
+from pipeline.runtime.files import home, write_output
 from pipeline.runtime.git import here
 from pipeline.tracking.results import read_results
 
@@ -26,9 +26,7 @@ def main() -> None:
         advice = "the results are in the files: run `python -m pipeline log-all` once that works"
         print(f"log: not in MLflow ({error}); {advice}", file=sys.stderr)
     # Always the same bytes: a run's id would return from DVC's run-cache for another experiment.
-    with writing(LOGGED):
-        LOGGED.parent.mkdir(parents=True, exist_ok=True)
-        LOGGED.write_text("The stage `log` was executed here.\n", encoding="utf-8")
+    write_output(LOGGED, b"The stage `log` was executed here.\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pipeline.params import Params, load_params
 from pipeline.paths import DATASET, HISTORY, MODEL, SAMPLES
 from pipeline.runtime.cores import share_of_cores
 from pipeline.runtime.device import device_name, prepare_device, set_threads
-from pipeline.runtime.files import sha256_file
+from pipeline.runtime.files import sha256_file, write_output
 from pipeline.runtime.fingerprint import fingerprint, provenance
 from pipeline.runtime.pending_run import follow_training
 from pipeline.training.checkpoint import Checkpoint, CheckpointFile
@@ -90,15 +90,14 @@ def build_model(params: Params, split: Split) -> VAE:
 
 def prepare_outputs(checkpoint: Checkpoint, optimizer: Optimizer, shown: Split) -> None:
     """Restore the state and files of the checkpoint, or write the files of an untrained model."""
-    with writing(SAMPLES.parent):
-        SAMPLES.mkdir(parents=True, exist_ok=True)
-        for picture in SAMPLES.glob("*.png"):  # DVC deletes them; without DVC they may be left
+    with writing(SAMPLES):
+        for picture in SAMPLES.glob("*.png*"):  # DVC deletes them; without DVC they may be left
             picture.unlink()
-        if checkpoint.epoch == 0:
-            HISTORY.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-            save_samples(optimizer.model, shown, epoch=0)
-            return
-        checkpoint.restore_files()
+    if checkpoint.epoch == 0:
+        write_output(HISTORY, f"{','.join(COLUMNS)}\n".encode())
+        save_samples(optimizer.model, shown, epoch=0)
+        return
+    checkpoint.restore_files()
     optimizer.restore(checkpoint.tensors)
     report(f"resuming after epoch {checkpoint.epoch}")
 
@@ -128,10 +127,9 @@ def save_samples(model: VAE, shown: Split, epoch: int) -> None:
     images, labels = shown.images[-NUM_PAIRS:], shown.labels[-NUM_PAIRS:]
     generated = samples.generate(model, shown.labels)
     pairs = to_unit(images).cpu(), samples.reconstruct(model, images, labels)
-    with writing(SAMPLES):
-        end = f"epoch-{epoch:04d}.png"
-        grids.save_grid(generated, shown.image_shape, SAMPLES / f"generated-{end}")
-        grids.save_pairs(*pairs, shown.image_shape, SAMPLES / f"reconstructed-{end}")
+    end = f"epoch-{epoch:04d}.png"
+    grids.save_grid(generated, shown.image_shape, SAMPLES / f"generated-{end}")
+    grids.save_pairs(*pairs, shown.image_shape, SAMPLES / f"reconstructed-{end}")
 
 
 def append(record: Record) -> None:

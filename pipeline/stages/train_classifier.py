@@ -8,11 +8,11 @@ import json
 import math
 
 from pipeline.data.datasets import load_split
-from pipeline.errors import run, writing
+from pipeline.errors import run
 from pipeline.evaluation import classifier
 from pipeline.evaluation.sample_quality import quality
 from pipeline.paths import CLASSIFIER, CLASSIFIER_REPORT, DATASET
-from pipeline.runtime.files import sha256_file
+from pipeline.runtime.files import sha256_file, write_output
 
 
 def main() -> None:
@@ -38,10 +38,8 @@ def main() -> None:
         },
         "floor": floor | {"num_images": count},
     }
-    with writing(CLASSIFIER_REPORT):
-        CLASSIFIER_REPORT.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report, indent=2, allow_nan=False)
-        CLASSIFIER_REPORT.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=2, allow_nan=False)
+    write_output(CLASSIFIER_REPORT, f"{text}\n".encode())
 
     distance = f"Frechet distance of training images {floor['frechet_distance']:.4f}"
     print(f"train_classifier: accuracy {accuracy:.2%} on test images; {distance}")

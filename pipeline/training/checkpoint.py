@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.runtime.files import atomic_write, checkpoint_path
+from pipeline.runtime.files import atomic_write, checkpoint_path, write_output
 from pipeline.runtime.locks import try_lock, unlock
 
 MAX_SHARE = 0.02  # of the time of a training
@@ -35,8 +35,7 @@ class Checkpoint:
     def restore_files(self) -> None:
         """Write the files into the working directory."""
         for name, content in self.files.items():
-            Path(name).parent.mkdir(parents=True, exist_ok=True)
-            Path(name).write_bytes(content)
+            write_output(Path(name), content)
 
 
 class CheckpointFile:

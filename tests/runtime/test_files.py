@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import error_about
 
-from pipeline.runtime.files import atomic_write, home, sha256_file
+from pipeline.runtime.files import atomic_write, home, sha256_file, write_output
 
 
 def test_home_is_the_root_that_dvc_names(tmp_path, monkeypatch):
@@ -38,3 +39,20 @@ def test_a_failed_write_leaves_the_old_content_and_no_other_file(tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         atomic_write(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_an_output_that_is_a_link_becomes_a_file(tmp_path, link):
+    """DVC links outputs to its cache, if it is configured to."""
+    cached, path = tmp_path / "cached", tmp_path / "output"
+    cached.write_bytes(b"old")
+    cached.chmod(0o444)
+    link(cached, path)
+    write_output(path, b"new")
+    assert cached.read_bytes() == b"old" and path.read_bytes() == b"new"
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "folder").write_text("a file")
+    with error_about(tmp_path / "folder/output"):
+        write_output(tmp_path / "folder/output", b"")

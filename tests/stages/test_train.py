@@ -127,7 +127,8 @@ FAULTS = {
     "before the first checkpoint": (train, "append", 0, False),
     "between pictures and the line of their epoch": (train, "append", 3, True),
     "while a checkpoint is written": (checkpoint, "_pack", 2, True),
-    "before a checkpoint replaces the last one": (Path, "replace", 3, True),
+    # After the history, four pictures, the record and a checkpoint.
+    "before a checkpoint replaces the last one": (Path, "replace", 7, True),
     "before the model is written": (train, "save_vae", 0, True),
     "after the model is written": (train, "sha256_file", 0, True),
 }
