@@ -95,7 +95,7 @@ def follow_training(fingerprint: str, provenance: Mapping[str, Any]) -> Iterator
     experiment = os.environ.get("DVC_EXP_NAME", "")
     record = PendingRun(experiment, fingerprint, dict(provenance), uuid.uuid4().hex, _source())
     interrupted = find_pending(fingerprint=fingerprint, experiment=experiment)
-    # DVC names an experiment anew each time, unless the user names it.
+    # DVC gives an experiment a new name each time, unless the user names it.
     interrupted = interrupted or find_pending(fingerprint=fingerprint, model_sha256="")
     # Without the lock of its checkpoint, another process runs the same training now.
     if interrupted and try_lock(checkpoint_path(fingerprint).with_suffix(".lock")):

@@ -63,10 +63,10 @@ def main() -> None:
     save_samples(model, split)
     set_threads(1)  # the steps run at the same time, one core each
     with ThreadPoolExecutor(cores) as pool:
-        steps = (
-            pool.submit(predict_labels, model, split, posterior),
+        steps = (  # the longest first
             pool.submit(compare_samples, model, split),
             pool.submit(describe_code, model, split, posterior),
+            pool.submit(predict_labels, model, split, posterior),
             pool.submit(describe_bounds, model, split, recons, evidence, params.eval_samples),
         )
     for step in steps:

@@ -5,27 +5,21 @@ training writes and never delays it. It ends when its stdin is closed; what it r
 the training ended.
 """
 
-import io
 import os
 import select
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mlflow
-import pandas as pd
 from filelock import FileLock
 
 from pipeline.errors import UserError
-from pipeline.params import load_params
-from pipeline.paths import HISTORY, SAMPLES
-from pipeline.runtime.files import home
-from pipeline.runtime.git import Source
+from pipeline.paths import HISTORY
 from pipeline.runtime.pending_run import PendingRun, load_pending
-from pipeline.tracking import run_note, upload
-from pipeline.tracking.client import open_store, store_errors
-from pipeline.tracking.results import read_history, sample_pictures
+
+if TYPE_CHECKING:
+    from pipeline.tracking.stream import Stream
 
 POLL = 1.0  # seconds between two looks at the files
 PAUSE = 30.0  # seconds before an unreachable store is tried again
@@ -47,42 +41,7 @@ def main() -> None:
     os._exit(0)  # at a normal exit MLflow would close the run
 
 
-class Stream:
-    """The MLflow run of a training: a new one, or that of the interrupted training."""
-
-    @store_errors()
-    def __init__(self, record: PendingRun) -> None:
-        self.store = open_store(home())
-        name = record.experiment or run_note.short_name(load_params())
-        source = Source(**record.source or {"experiment": "", "baseline": "", "diff": ""})
-        tags = run_note.tags_of(record.fingerprint, record.provenance, source)
-        tags["execution"] = record.execution
-        run = self.store.find("execution", record.execution)
-        if run is None:
-            run = self.store.client.create_run(self.store.experiment_id, run_name=name)
-        self.store.tag(run, tags, record.provenance["params"])
-        self.store.client.update_run(run.info.run_id, status="RUNNING", name=name)
-        self.run = run
-        self.points = upload.points_of(self.store, run)
-        self.sent = -1  # the last epoch
-        mlflow.set_tracking_uri(self.store.uri)
-        if mlflow.active_run() is None:
-            mlflow.start_run(run.info.run_id, log_system_metrics=True)
-        report(f"streaming to MLflow run {name}")
-
-    @store_errors()
-    def send(self, history: pd.DataFrame) -> None:
-        """Send the new epochs and their pictures."""
-        last, now = history["epoch"].max(), time.time_ns() // 1_000_000
-        points = upload.history_points(history[history["epoch"] > self.sent], now)
-        upload.add_points(self.store, self.run, points, self.points)
-        pictures = [each for each in sample_pictures(SAMPLES) if self.sent < each.step <= last]
-        if pictures:
-            upload.add_pictures(self.store, self.run, pictures)
-        self.sent = last
-
-
-def follow(record: PendingRun) -> tuple[Stream | None, str]:
+def follow(record: PendingRun) -> "tuple[Stream | None, str]":
     """Send every epoch; while the store is unreachable, try again later.
 
     Returns the MLflow run, if it was begun, and how the training ended.
@@ -93,9 +52,10 @@ def follow(record: PendingRun) -> tuple[Stream | None, str]:
         ended = bool(select.select([sys.stdin], [], [], wait)[0])
         history = complete_lines()
         # At the end nothing is begun, because `log` would do it as well.
-        if len(history) and (stream or not ended):
+        if "\n" in history.strip() and (stream or not ended):
             try:
-                stream = stream or Stream(record)
+                if stream is None:
+                    stream = begin(record)
                 stream.send(history)
                 wait = POLL
             except UserError as error:
@@ -106,10 +66,20 @@ def follow(record: PendingRun) -> tuple[Stream | None, str]:
             return stream, sys.stdin.read() or "killed"
 
 
-def complete_lines() -> pd.DataFrame:
+def begin(record: PendingRun) -> "Stream":
+    """Begin the run, or continue that of the interrupted training."""
+    # MLflow takes seconds to import, in which a short training has ended.
+    from pipeline.tracking.stream import Stream  # noqa: PLC0415
+
+    stream = Stream(record)
+    report(f"streaming to MLflow run {stream.name}")
+    return stream
+
+
+def complete_lines() -> str:
     """The history without a line that is still being written."""
     text = HISTORY.read_text(encoding="utf-8") if HISTORY.exists() else ""
-    return read_history(io.StringIO(text[: text.rfind("\n") + 1] or "epoch\n"))
+    return text[: text.rfind("\n") + 1]
 
 
 def report(message: str) -> None:

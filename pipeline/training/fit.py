@@ -90,7 +90,7 @@ def _choose_gradient(
     eps = standard_normal((len(batch.x), model.z_dim), PROTOCOL_SEED, "check").to(model.device)
     AutogradGradient(copy.deepcopy(model))(batch, eps)  # an error in the objective ends it here
     try:
-        # Optional, and whatever is wrong with it, training goes on.
+        # Optional: whatever is wrong with it, training continues.
         from pipeline.training.accelerated import checked_gradient  # noqa: PLC0415
 
         return checked_gradient(optimizer, batch, eps)

@@ -1,0 +1,51 @@
+"""Streams a running training to its MLflow run; the follower decides when."""
+
+import io
+import time
+
+import mlflow
+
+from pipeline.params import load_params
+from pipeline.paths import SAMPLES
+from pipeline.runtime.files import home
+from pipeline.runtime.git import Source
+from pipeline.runtime.pending_run import PendingRun
+from pipeline.tracking import run_note, upload
+from pipeline.tracking.client import open_store, store_errors
+from pipeline.tracking.results import read_history, sample_pictures
+
+
+class Stream:
+    """The MLflow run of a training: a new one, or that of the interrupted training."""
+
+    @store_errors()
+    def __init__(self, record: PendingRun) -> None:
+        self.store = open_store(home())
+        name = record.experiment or run_note.short_name(load_params())
+        source = Source(**record.source or {"experiment": "", "baseline": "", "diff": ""})
+        tags = run_note.tags_of(record.fingerprint, record.provenance, source)
+        tags["execution"] = record.execution
+        run = self.store.find("execution", record.execution)
+        if run is None:
+            run = self.store.client.create_run(self.store.experiment_id, run_name=name)
+        self.store.tag(run, tags, record.provenance["params"])
+        self.store.client.update_run(run.info.run_id, status="RUNNING", name=name)
+        self.run = run
+        self.points = upload.points_of(self.store, run)
+        self.sent = -1  # the last epoch
+        mlflow.set_tracking_uri(self.store.uri)
+        if mlflow.active_run() is None:
+            mlflow.start_run(run.info.run_id, log_system_metrics=True)
+        self.name = name
+
+    @store_errors()
+    def send(self, text: str) -> None:
+        """Send the new epochs of a history, and their pictures."""
+        history = read_history(io.StringIO(text))
+        last, now = history["epoch"].max(), time.time_ns() // 1_000_000
+        points = upload.history_points(history[history["epoch"] > self.sent], now)
+        upload.add_points(self.store, self.run, points, self.points)
+        pictures = [each for each in sample_pictures(SAMPLES) if self.sent < each.step <= last]
+        if pictures:
+            upload.add_pictures(self.store, self.run, pictures)
+        self.sent = last
