@@ -174,7 +174,7 @@ def error_about(subject: object) -> Iterator[None]:
 
 def committed(path: str) -> str:
     """The text of a file in HEAD: an experiment may have changed params.yaml and reports/."""
-    command = ["git", "show", f"HEAD:{path}"]
+    command = ["git", "show", f"HEAD:./{path}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
 
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from pipeline.__main__ import COMMANDS, main
+from pipeline.errors import UserError
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
@@ -30,3 +31,11 @@ def test_every_command_has_help_from_its_module(name, monkeypatch, capsys):
         main()
     assert end.value.code == 0
     assert module.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["compare", "log-all", "doctor"])
+def test_a_repository_of_another_user_is_reported_by_git(name, loggable, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setattr(sys, "argv", ["pipeline", name])
+    with pytest.raises(UserError, match="detected dubious ownership"):
+        main()

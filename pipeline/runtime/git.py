@@ -11,19 +11,26 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import UserError
 
-# Whatever the user has configured: output that can be parsed, and diffs that `git apply` accepts.
-PINNED = "-c log.showSignature=false -c core.quotePath=true -c diff.noprefix=false"
-PINNED += " -c diff.mnemonicPrefix=false -c diff.relative=false"
-DIFF = "diff --binary --no-ext-diff --no-textconv --unified=3 --no-color"
+# Whatever the user has configured: files with the bytes of the commit, names in ASCII, and diffs
+# that `git apply` accepts in every folder of the repository.
+PINNED = "-c core.autocrlf=false -c core.eol=lf -c core.fsmonitor=false -c core.quotePath=true"
+PINNED += " -c diff.relative=false -c user.name=workspace -c user.email=workspace"
+DIFF = "diff --binary --no-ext-diff --no-textconv --unified=3 --no-color -O/dev/null"
+DIFF += " --src-prefix=a/ --dst-prefix=b/ --submodule=short --ignore-submodules=none"
 # What stages write is a function of the rest, and therefore no part of a diff.
 INPUTS = ("--", ".", ":!dvc.lock", ":!reports")
-# A git hook sets these; they would override the folder in which git is to run.
-OF_HOOKS = "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_OBJECT_DIRECTORY"
+# Set by git for hooks and aliases (`git rev-parse --local-env-vars`), or changing what a command
+# does. GIT_CONFIG_COUNT is left: containers pass the user's configuration with it.
+CLEARED = "ALTERNATE_OBJECT_DIRECTORIES ATTR_SOURCE COMMON_DIR CONFIG CONFIG_PARAMETERS DIFF_OPTS"
+CLEARED += " DIR EXTERNAL_DIFF GLOB_PATHSPECS GRAFT_FILE ICASE_PATHSPECS IMPLICIT_WORK_TREE"
+CLEARED += " INDEX_FILE INTERNAL_SUPER_PREFIX LITERAL_PATHSPECS NAMESPACE NOGLOB_PATHSPECS"
+CLEARED += " NO_REPLACE_OBJECTS OBJECT_DIRECTORY PREFIX REPLACE_REF_BASE SHALLOW_FILE WORK_TREE"
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,8 @@ class Source:
 
     @property
     def dirty(self) -> bool:
-        """Whether the code differs from the baseline."""
-        return bool(self.diff or self.untracked)
+        """Whether the code differs from the baseline, or there is none."""
+        return bool(self.diff or self.untracked or not self.baseline)
 
 
 def git(*arguments: str, at: Path = Path(), optional: bool = False) -> str:
@@ -61,7 +68,8 @@ def git(*arguments: str, at: Path = Path(), optional: bool = False) -> str:
 
 def git_bytes(*arguments: str, at: Path, optional: bool = False, stdin: bytes = b"") -> bytes:
     """Like `git`, for input and output that need not be UTF-8."""
-    env = {name: value for name, value in os.environ.items() if name not in OF_HOOKS.split()}
+    cleared = {f"GIT_{name}" for name in CLEARED.split()}
+    env = {name: value for name, value in os.environ.items() if name not in cleared}
     command = ["git", *PINNED.split(), *arguments]
     try:
         done = subprocess.run(
@@ -82,7 +90,8 @@ def here(folder: Path = Path()) -> Source:
     baseline = os.environ.get("DVC_EXP_BASELINE_REV") or _commit("HEAD", folder)
     if not baseline:
         return Source(experiment, "", "")
-    listed = git("ls-files", "-z", "--others", "--exclude-standard", *INPUTS, at=folder)
+    others = ("ls-files", "-z", "--full-name", "--others", "--exclude-standard")
+    listed = git(*others, *INPUTS, at=folder)
     untracked = tuple(filter(None, listed.split("\0")))
     return Source(experiment, baseline, diff_from(baseline, at=folder), untracked)
 
@@ -121,7 +130,7 @@ def head(root: Path, revision: str = "HEAD") -> Experiment | None:
     commit = _commit(revision, root)
     if not commit:
         return None
-    seconds = git("log", "-1", "--format=%ct", commit, "--", at=root)
+    seconds, _ = git("rev-list", "--max-count=1", "--timestamp", commit, "--", at=root).split()
     return Experiment("", commit, commit, int(seconds) * 1000)
 
 
@@ -131,18 +140,16 @@ def workspace(root: Path) -> Experiment | None:
     None if its dvc.lock is HEAD's.
     """
     last = head(root)
-    if not last:
+    if not last or not git(*DIFF.split(), "HEAD", "--", "dvc.lock", at=root):
         return None
-    identity = ("-c", "user.name=workspace", "-c", "user.email=workspace")
-    changed = head(root, git(*identity, "stash", "create", at=root).strip() or "HEAD")
-    locks = {text_at(entry.commit, "dvc.lock", root) for entry in (last, changed) if entry}
-    return replace(changed, baseline=last.commit) if changed and len(locks) == 2 else None
+    changed = head(root, git("stash", "create", at=root).strip())
+    return replace(changed, baseline=last.commit) if changed else None
 
 
 def text_at(commit: str, path: str, root: Path) -> str:
     """Return the text of a file in a commit; "" if the commit has no such file."""
     listed = git("ls-tree", commit, "--", path, at=root)
-    return git("cat-file", "blob", f"{commit}:{path}", at=root) if listed else ""
+    return git("cat-file", "blob", f"{commit}:./{path}", at=root) if listed else ""
 
 
 def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> None:
@@ -152,13 +159,14 @@ def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> 
     """
     from dvc.api import DVCFileSystem  # noqa: PLC0415  (imported only if needed: it takes 0.5 s)
 
-    with tarfile.open(fileobj=io.BytesIO(git_bytes("archive", commit, at=root))) as archive:
-        archive.extractall(folder, filter="data")
-    files = DVCFileSystem(str(root), rev=commit)
+    _extract(commit, root, folder)
+    prefix = _prefix(root)
+    # Its paths begin at git's root; a project in a subfolder of that is a subrepo.
+    files = DVCFileSystem(str(root), rev=commit, subrepos=True)
     for path in cached:
         (folder / path.parent).mkdir(parents=True, exist_ok=True)
         try:
-            files.get_file(path.as_posix(), str(folder / path))
+            files.get_file(prefix + path.as_posix(), str(folder / path))
         except Exception as error:  # of DVC, its remote, or the network
             words = " ".join(str(error).split())
             message = f"is in neither DVC's cache nor a remote ({words}); run `dvc repro`"
@@ -166,21 +174,40 @@ def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> 
 
 
 def clone(root: Path, commit: str, diff: bytes, folder: Path) -> None:
-    """Clone the repository into `folder` at `commit` with `diff` applied, without results.
+    """Make `folder` a repository with the files of `commit`, `diff` applied, and without results.
 
     DVC gets an empty cache there: from a configured one it would restore what is to be executed.
     """
     if not _commit(commit, root):
         raise UserError(commit[:10], "not a commit of this repository; run `git fetch`")
-    git("clone", "--quiet", "--no-checkout", str(root.absolute()), str(folder.absolute()), at=root)
-    git("checkout", "--quiet", "--detach", commit, at=folder)
-    if diff:  # in which a carriage return is not white space to be fixed
-        git_bytes("apply", "--whitespace=nowarn", "-", at=folder, stdin=diff)
+    _extract(commit, root, folder)
+    git("init", "--quiet", at=folder)
+    if re.search(rb"^diff --git ", diff, re.MULTILINE):
+        # Paths in a diff begin at git's root. A carriage return is not white space to be fixed.
+        apply = ("apply", f"-p{1 + _prefix(root).count('/')}", "--whitespace=nowarn", "-")
+        git_bytes(*apply, at=folder, stdin=diff)
     (folder / "dvc.lock").unlink(missing_ok=True)
     shutil.rmtree(folder / "reports", ignore_errors=True)
     # config.local has precedence over all others; older versions of DVC read `local` before `dir`.
     config = folder / ".dvc" / "config.local"
     config.write_text("[cache]\n    dir = cache\n    local =\n", encoding="utf-8")
+
+
+def _extract(commit: str, root: Path, folder: Path) -> None:
+    """Write the files of a commit that are under `root`, but no links to elsewhere."""
+    with tarfile.open(fileobj=io.BytesIO(git_bytes("archive", commit, at=root))) as archive:
+        archive.extractall(folder, filter=_inside)  # noqa: S202  (stricter than "data")
+
+
+def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    with suppress(tarfile.FilterError):
+        return tarfile.data_filter(member, folder)
+    return None
+
+
+def _prefix(root: Path) -> str:
+    """Return the path of the project below git's root, with a slash at the end; "" for none."""
+    return git("rev-parse", "--show-prefix", at=root).strip()
 
 
 def _commit(revision: str, root: Path) -> str:

@@ -53,7 +53,7 @@ def restore(source: Source) -> str:
     if not source.baseline:
         return "dvc repro"
     # Not `dvc checkout`: the commit's dvc.lock may be older than these files.
-    apply = "git apply git.diff && " if source.dirty else ""
+    apply = "git apply git.diff && " if source.diff else ""
     return f"git checkout {source.baseline[:10]} && {apply}dvc repro"
 
 
@@ -62,7 +62,8 @@ def note(source: Source) -> str:
     files = re.findall(r"^diff --git .* b/(.+)$", source.diff, re.MULTILINE)
     changed = ", ".join(sorted({*files, *source.untracked})) or "none"
     parts = [f"Changes to commit `{source.baseline[:10]}` (see `git.diff`): {changed}."]
-    params = source.diff.partition("diff --git a/params.yaml ")[2].partition("\ndiff --git ")[0]
+    _, *diffs = re.split(r"^diff --git ", f"\n{source.diff}", flags=re.MULTILINE)
+    params = "".join(diff for diff in diffs if re.match(r"a/(.*/)?params\.yaml ", diff))
     if lines := re.findall(r"^[-+]\w.*$", params, re.MULTILINE):
         parts.append("\n".join(["```diff", *lines, "```"]))
     return "\n\n".join([*parts, f"Restore these files:\n\n    {restore(source)}"])

@@ -13,6 +13,7 @@ from helpers.repo import started
 from pipeline.errors import UserError
 from pipeline.runtime import git
 from pipeline.runtime.git import Experiment, Source
+from pipeline.tracking import run_note
 
 # Beside and in the changed lines: carriage returns, bytes that are not UTF-8, trailing blanks.
 FILES = {
@@ -26,8 +27,12 @@ USER_CONFIGURATION = {
     "user.name": "x", "user.email": "x@y.z", "core.quotePath": "false", "apply.whitespace": "fix",
     "diff.latin.textconv": "wc -c", "diff.context": "0", "diff.noprefix": "true",
     "diff.external": "false", "diff.mnemonicPrefix": "true", "log.showSignature": "true",
-    "color.ui": "always",
+    "color.ui": "always", "diff.relative": "true",
+    "diff.submodule": "log", "diff.ignoreSubmodules": "all",
+    "core.fsmonitor": "false", "core.pager": "false", "status.short": "true",
+    "status.showUntrackedFiles": "no", "alias.diff": "!false",
 }  # fmt: skip
+IN_A_SUBFOLDER = pytest.mark.parametrize("root", ["", "mono/café"], indirect=True)
 
 
 def run_git(*arguments: str) -> str:
@@ -46,20 +51,24 @@ def repro(folder: Path = Path()) -> list[str]:
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch) -> Path:
-    """A DVC repository with FILES committed, under a user's extensive git configuration."""
+def root(tmp_path, monkeypatch, request) -> Path:
+    """A DVC repository with FILES committed, under a user's extensive git configuration.
+
+    The parameter is the path of the DVC repository in that of git.
+    """
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     for key, value in USER_CONFIGURATION.items():
         run_git("config", "--global", key, value)
-    root = tmp_path / "root"
-    root.mkdir()
+    top = tmp_path / "root"
+    root = top / getattr(request, "param", "")
+    root.mkdir(parents=True)
     monkeypatch.chdir(root)
     for name, (before, _) in FILES.items():
         Path(name).write_bytes(before)
     Path(".gitattributes").write_text("latin.txt diff=latin\n")
     stage = "{cmd: cp binary copy, deps: [binary], outs: [copy]}"
     Path("dvc.yaml").write_text(f"stages: {{copy: {stage}}}\n")
-    run_git("init", "-q")
+    run_git("init", "-q", str(top))
     # `dvc init` takes a second.
     Path(".dvc").mkdir()
     Path(".dvc/config").touch()
@@ -73,6 +82,7 @@ def change_files() -> None:
         Path(name).write_bytes(after)
 
 
+@IN_A_SUBFOLDER
 def test_diff_keeps_every_byte_of_workspace_and_experiment(root, tmp_path):
     """The pending-run record stores it as JSON."""
     change_files()
@@ -86,15 +96,44 @@ def test_diff_keeps_every_byte_of_workspace_and_experiment(root, tmp_path):
         assert (tmp_path / "clone" / name).read_bytes() == after
 
 
-def test_untracked_files_are_named_and_the_diff_still_applies(root, tmp_path):
-    change_files()
+@IN_A_SUBFOLDER
+@pytest.mark.parametrize("changed", [True, False])
+def test_untracked_files_are_named_and_the_code_is_restored_nevertheless(root, tmp_path, changed):
+    if changed:
+        change_files()
     for name in ("new.py", os.fsdecode(b"neu\xe9.py")):
         Path(name).touch()
     source = git.here()
-    assert sorted(source.untracked) == ["neu\ufffd.py", "new.py"], "they become part of a tag"
-    assert source.dirty and b"in this diff: new.py\n" in git.artifact(source)
+    names = [Path(name).name for name in source.untracked]
+    assert sorted(names) == ["neu\ufffd.py", "new.py"], "they become part of a tag"
+    assert source.dirty and b"new.py\n" in git.artifact(source)
     git.clone(root, source.baseline, git.artifact(source), tmp_path / "clone")
-    assert (tmp_path / "clone/windows.py").read_bytes() == FILES["windows.py"][1]
+    assert (tmp_path / "clone/binary").read_bytes() == FILES["binary"][changed]
+    Path("git.diff").write_bytes(git.artifact(source))
+    run_git("checkout", "-q", ".")
+    command = run_note.restore(source).replace("dvc repro", "true")
+    subprocess.run(["bash", "-c", command], check=True)
+    assert Path("binary").read_bytes() == FILES["binary"][changed]
+
+
+def test_line_endings_are_those_of_the_commit(root, tmp_path):
+    run_git("config", "core.autocrlf", "true")
+    git.check_out("HEAD", [], root, tmp_path / "files")
+    git.clone(root, "HEAD", b"", tmp_path / "clone")
+    for folder in ("files", "clone"):
+        assert (tmp_path / folder / "latin.txt").read_bytes() == FILES["latin.txt"][0]
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="signs the commit")
+def test_a_signed_commit_is_read_although_signatures_are_shown(root, tmp_path):
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    for name, value in {"gpg.format": "ssh", "user.signingKey": f"{key}.pub"}.items():
+        run_git("config", name, value)
+    run_git("commit", "-q", "-S", "-m", "x", "--allow-empty")
+    assert "signature" in run_git("log", "-1", "--format=")
+    made = run_git("log", "-1", "--no-show-signature", "--format=%ct")
+    assert git.head(root).made == 1000 * int(made)
 
 
 def test_clone_ignores_every_configured_cache(root, tmp_path, monkeypatch):
@@ -120,6 +159,7 @@ def test_experiments_come_with_baseline_and_time_and_without_running_ones(root):
     assert git.head(root) == Experiment("", last, last, made)
 
 
+@IN_A_SUBFOLDER
 def test_workspace_is_an_experiment_once_its_lock_has_changed(root):
     repro()
     commit()
@@ -130,11 +170,29 @@ def test_workspace_is_an_experiment_once_its_lock_has_changed(root):
     assert changed.baseline == run_git("rev-parse", "HEAD")
     assert git.text_at(changed.commit, "dvc.lock", root) == Path("dvc.lock").read_text()
     assert git.text_at(changed.commit, "no such file", root) == ""
+    commit()
+    os.utime("dvc.lock", (0, 0))
+    assert git.workspace(root) is None, "touched only"
+
+
+def test_a_merge_in_progress_matters_only_if_the_results_have_changed(root):
+    Path("dvc.lock").touch()
+    commit()
+    for branch in ("one", "other"):
+        run_git("checkout", "-qB", branch, "master")
+        Path("latin.txt").write_text(branch)
+        commit()
+    with pytest.raises(subprocess.CalledProcessError):
+        run_git("merge", "one")
+    assert git.workspace(root) is None
+    Path("dvc.lock").write_text("newer")
+    with pytest.raises(UserError, match="Cannot save"):
+        git.workspace(root)
 
 
 def test_a_repository_without_a_commit_is_no_failure(tmp_path):
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    assert git.here(tmp_path) == Source("", "", "")
+    assert git.here(tmp_path) == Source("", "", "") and git.here(tmp_path).dirty
     assert git.head(tmp_path) is git.workspace(tmp_path) is None
     assert git.experiments(tmp_path) == []
 
@@ -156,15 +214,19 @@ def test_a_failure_is_reported_in_the_words_of_git(root, tmp_path, monkeypatch):
     assert error.value.subject == "git"
 
 
+@IN_A_SUBFOLDER
 def test_a_commit_or_file_that_does_not_exist_is_named(root, tmp_path):
     with pytest.raises(UserError) as error:
         git.clone(root, "f" * 40, b"", tmp_path / "clone")
     assert error.value.subject == "f" * 10
     repro()
+    Path("linked").symlink_to("binary")
+    Path("disk").symlink_to(tmp_path)
     commit()
     git.check_out("HEAD", [Path("copy")], root, tmp_path / "files")
-    for name in ("copy", "binary"):
+    for name in ("copy", "binary", "linked"):
         assert (tmp_path / "files" / name).read_bytes() == FILES["binary"][0]
+    assert not (tmp_path / "files/disk").is_symlink(), "it leads elsewhere"
     shutil.rmtree(root / ".dvc/cache")
     with pytest.raises(UserError) as error:
         git.check_out("HEAD", [Path("copy")], root, tmp_path / "again")
@@ -174,5 +236,11 @@ def test_a_commit_or_file_that_does_not_exist_is_named(root, tmp_path):
 def test_the_variables_of_a_git_hook_do_not_redirect_it(root, tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", str(tmp_path / "other")], check=True)
     last = run_git("rev-parse", "HEAD")
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other/.git"))
-    assert git.here(root).baseline == last
+    change_files()
+    expected = git.here(root)
+    for name in {*run_git("rev-parse", "--local-env-vars").split()} - {"GIT_CONFIG_COUNT"}:
+        monkeypatch.setenv(name, str(tmp_path / "other/.git"))
+    monkeypatch.setenv("GIT_DIFF_OPTS", "-u0")
+    for name in ("GIT_EXTERNAL_DIFF", "GIT_LITERAL_PATHSPECS"):
+        monkeypatch.setenv(name, "true")
+    assert git.here(root) == expected and expected.baseline == last

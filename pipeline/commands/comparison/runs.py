@@ -43,7 +43,7 @@ class Run:
 def read_blobs(root: Path, commits: Iterable[str], paths: Iterable[Path]) -> Blobs:
     """Read the paths that exist in each commit, with one git process for all of them."""
     keys = list(product(commits, paths))
-    names = "".join(f"{commit}:{path.as_posix()}\n" for commit, path in keys)
+    names = "".join(f"{commit}:./{path.as_posix()}\n" for commit, path in keys)
     output = io.BytesIO(git_bytes("cat-file", "--batch", at=root, stdin=names.encode()))
     blobs = {}
     for key in keys:
