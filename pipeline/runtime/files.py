@@ -21,6 +21,13 @@ def checkpoint_path(fingerprint: str) -> Path:
     return home() / ".dvc" / "tmp" / "checkpoints" / f"{fingerprint[:16]}.checkpoint"
 
 
+def modules(folder: Path) -> list[Path]:
+    """The Python modules under a folder: nothing else that lies there is code."""
+    files = filter(Path.is_file, sorted(folder.rglob("*.py")))
+    names = {file: file.relative_to(folder).with_suffix("").parts for file in files}
+    return [file for file in names if all(map(str.isidentifier, names[file]))]
+
+
 def sha256_file(path: Path) -> str:
     """The sha256 of the file's content, in hex."""
     with path.open("rb") as file:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.params import NOT_IN_RESULTS, read_yaml
 from pipeline.paths import DATASET, DVC_YAML
-from pipeline.runtime.files import sha256_file
+from pipeline.runtime.files import modules, sha256_file
 from pipeline.runtime.tensor_file import read_header
 
 # The code's folder, which has dvc.yaml and the package. Data is read from the working directory.
@@ -66,6 +66,6 @@ def _stage(name: str, root: Path) -> Any:
 def _sha256(path: Path) -> str:
     if path.is_file():
         return sha256_file(path)
-    files = sorted(path.rglob("*.py"))
-    lines = [f"{sha256_file(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    files = [(file, file.relative_to(path).as_posix()) for file in modules(path)]
+    lines = [f"{sha256_file(file)}  {name}\n" for file, name in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

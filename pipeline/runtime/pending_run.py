@@ -128,5 +128,5 @@ def _folder() -> Path:
 def _source() -> dict[str, Any] | None:
     try:
         return asdict(here())
-    except UserError:  # `log` asks git again, and reports its message
+    except UserError:  # the follower and `log` ask git again, and report its message
         return None

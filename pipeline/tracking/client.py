@@ -150,7 +150,7 @@ def _address(root: Path) -> tuple[str, Path | None]:
     if not uri.startswith("sqlite:"):
         return uri, None
     url = make_url(uri)
-    file = root / str(url.database)
+    file = (root / str(url.database)).resolve()  # a link to another disk stays one
     return url.set(database=str(file)).render_as_string(hide_password=False), file
 
 

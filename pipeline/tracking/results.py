@@ -98,17 +98,17 @@ def read_history(path: Path | IO[str]) -> pd.DataFrame:
 def sample_pictures(folder: Path) -> list[Picture]:
     """`NAME-epoch-0010.png` as view/training-NAME at step 10, in the order of the epochs."""
     pictures = []
-    for path in folder.glob("*.png"):
+    for path in folder.glob("[!.]*.png"):
         if match := re.fullmatch(r"(.+)-epoch-(\d+)", path.stem):
             pictures.append(Picture(f"view/training-{match[1]}", int(match[2]), path))
     return sorted(pictures, key=lambda picture: (picture.step, picture.key))
 
 
 def _reports(folder: Path) -> tuple[Path, ...]:
-    """The files under reports/ that the stage `log` declares; of a folder, all that is in it."""
+    """The files under reports/ that the stage `log` declares; of a folder, the pictures in it."""
     files: list[Path] = []
     for name in read_yaml(folder / paths.DVC_YAML)["stages"]["log"]["deps"]:
         if name.startswith("reports/"):
-            inside = sorted((folder / name).rglob("*"))
+            inside = sorted((folder / name).glob("[!.]*.png"))
             files += [path.relative_to(folder) for path in inside] or [Path(name)]
     return tuple(files)

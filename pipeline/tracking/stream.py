@@ -8,7 +8,7 @@ import mlflow
 from pipeline.params import load_params
 from pipeline.paths import SAMPLES
 from pipeline.runtime.files import home
-from pipeline.runtime.git import Source
+from pipeline.runtime.git import Source, here
 from pipeline.runtime.pending_run import PendingRun
 from pipeline.tracking import run_note, upload
 from pipeline.tracking.client import open_store, store_errors
@@ -22,7 +22,7 @@ class Stream:
     def __init__(self, record: PendingRun) -> None:
         self.store = open_store(home())
         name = record.experiment or run_note.short_name(load_params())
-        source = Source(**record.source or {"experiment": "", "baseline": "", "diff": ""})
+        source = Source(**record.source) if record.source else here()
         tags = run_note.tags_of(record.fingerprint, record.provenance, source)
         tags["execution"] = record.execution
         run = self.store.find("execution", record.execution)

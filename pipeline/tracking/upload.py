@@ -21,13 +21,14 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from PIL import Image
 
 from pipeline.paths import DATASET, EVALUATION, MODEL
+from pipeline.runtime.files import modules
 from pipeline.tracking.client import Store, store_errors
 from pipeline.tracking.results import Picture, Results
 
 BATCH = 1000  # the most metrics that MLflow accepts in one call
 CODE = Path(__file__).parents[1]
 REQUIRED = ("mlflow", "numpy", "safetensors", "torch")
-NOT_SERVED = ("__pycache__", "commands", "evaluation", "figures", "stages", "tracking", "training")
+NOT_SERVED = ("commands", "evaluation", "figures", "stages", "tracking", "training")
 DIFF = "git.diff"
 Point = tuple[str, int]  # metric, step
 
@@ -154,7 +155,11 @@ def _add_model(store: Store, run: Run, results: Results) -> str:
 
 def _save_model(results: Results, scratch: Path) -> Path:
     """Save the model from code: the safetensors file, served_model.py, its imports; no pickle."""
-    shutil.copytree(CODE, scratch / "pipeline", ignore=shutil.ignore_patterns(*NOT_SERVED))
+    for file in modules(CODE):
+        name = file.relative_to(CODE.parent)
+        if name.parts[1] not in NOT_SERVED:
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, scratch / name)
     # Copied, because MLflow writes down the path that it is given.
     shutil.copy(CODE / "tracking" / "served_model.py", scratch)
     mlflow.pyfunc.save_model(

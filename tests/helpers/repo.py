@@ -146,6 +146,17 @@ def use_files(root: Path, folder: Path) -> None:
     catalog.write_text(text, encoding="utf-8")
 
 
+def litter(folder: Path) -> None:
+    """Leave what editors, file managers and people leave in a folder."""
+    (folder / "folder").mkdir(parents=True)
+    names = (".DS_Store", "._generated-epoch-0001.png", "._network.py", "~$a.csv", "notes.txt")
+    for name in (*names, "folder/notes.txt"):
+        (folder / name).write_bytes(b"\0")
+    (folder / ".#network.py").symlink_to("user@host.1234")  # Emacs's lock
+    (folder / "broken").symlink_to("missing")
+    os.mkfifo(folder / "pipe")
+
+
 def started(output: str) -> list[str]:
     """The stages that DVC executed, by its output."""
     return re.findall(r"^Running stage '(\w+)'", output, flags=re.MULTILINE)

@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 from conftest import ROOT
+from helpers.repo import litter
 
 from pipeline.params import load_params
 from pipeline.paths import DATASET
@@ -50,7 +51,8 @@ def test_the_fingerprint_depends_on_the_code_of_train_alone(params, code):
     first = fingerprint(origin, params, code)
     assert first == fingerprint(origin, params)
     (code / "pipeline/evaluation/bounds.py").write_text("# other\n")
-    (code / "pipeline/model/notes.txt").write_text("not code\n")
+    (code / "pipeline/model/objective copy.py").write_text("not importable\n")
+    litter(code / "pipeline/model")
     assert fingerprint(origin, params, code) == first
     with (code / "pipeline/model/objective.py").open("a") as file:
         file.write("# a comment\n")

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, set_params
+from conftest import ROOT, error_about, set_params
 from filelock import FileLock
 from helpers import mlflow_contents as contents
 from helpers.failing_servers import KINDS
+from helpers.repo import litter
 from helpers.servers import free_port, mlflow_server
 from mlflow import MlflowClient
 
@@ -26,6 +27,8 @@ from pipeline.runtime.pending_run import pending_runs
 from pipeline.stages import log
 from pipeline.tracking import log_run, upload
 from pipeline.tracking.client import experiments_of
+from pipeline.tracking.results import read_results
+from pipeline.tracking.stream import Stream
 
 pytestmark = pytest.mark.usefixtures("loggable")
 COMMAND = (sys.executable, "-m", "pipeline.stages.log")
@@ -164,6 +167,57 @@ def test_upload_that_was_interrupted_is_completed_in_the_same_run(
     assert contents.points(client, run) == points_of_files()
     assert len(contents.models_of(client, run)) == len(run.outputs.model_outputs) == 1
     contents.files_of(client, run)  # asserts that no picture is there twice
+
+
+def test_code_that_git_cannot_describe_costs_one_line_and_no_false_record(
+    loggable, monkeypatch, capsys
+):
+    (record,) = pending_runs()
+    record.source = None
+    record.save()
+    for name, value in {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1", "PATH": ""}.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with error_about("git"):
+                Stream(record)
+            log.main()
+            assert "(git: " in warning(capsys)
+    assert contents.runs_of(contents.client_of(loggable)) == []
+    log.main()
+    _, run = contents.only_run(loggable)
+    assert run.data.tags["mlflow.source.git.commit"] == head()
+
+
+def test_foreign_files_are_neither_results_nor_code(loggable, monkeypatch):
+    expected = read_results().results_sha256
+    shutil.copytree(upload.CODE, "data/code/pipeline")
+    monkeypatch.setattr(upload, "CODE", loggable / "data/code/pipeline")
+    for folder in (
+        paths.SAMPLES,
+        paths.FIGURES,
+        upload.CODE / "model",
+        upload.CODE,
+        ".dvc/tmp/runs",
+    ):
+        litter(loggable / folder)
+    log.main()
+    _, run = contents.only_run(loggable)
+    assert run.info.status == "FINISHED" and run.data.tags["results.sha256"] == expected
+    stored = {path.name for path in (loggable / "mlartifacts").rglob("*")}
+    assert {"network.py", "MLmodel"} <= stored
+    assert not stored & {path.name for path in (loggable / ".dvc/tmp/runs").iterdir()} - {"folder"}
+
+
+def test_the_store_may_be_links_to_another_disk(loggable, tmp_path_factory):
+    disk = tmp_path_factory.mktemp("disk")
+    (disk / "mlartifacts").mkdir()
+    Path("mlflow.db").unlink()
+    for name in ("mlflow.db", "mlartifacts"):
+        Path(name).symlink_to(disk / name)
+    log.main()
+    _, run = contents.only_run(loggable)
+    assert run.info.status == "FINISHED"
+    assert Path("mlflow.db").is_symlink() and (disk / "mlflow.db").is_file()
 
 
 def test_parameters_that_differ_from_the_model_are_refused(loggable):

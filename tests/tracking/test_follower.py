@@ -75,6 +75,7 @@ def test_epochs_are_streamed_and_log_completes_the_run_without_doubling(loggable
 
 
 def test_failed_training_is_a_failed_run_without_a_record(workplace, mlflow_tables):
+    subprocess.run(["git", "init", "-q"], check=True)
     shutil.copy(mlflow_tables, workplace)
     HISTORY.parent.mkdir()
     with pytest.raises(ZeroDivisionError), followed():
