@@ -1,6 +1,6 @@
 """Execute a run again from its recorded commit and git.diff, and compare all files of results.
 
-The pipeline runs in a temporary clone, without DVC's cache and run-cache. The verdict becomes the
+The pipeline runs in a temporary folder, without DVC's cache and run-cache. The verdict becomes the
 run's tag `reproduced`. Promised are identical bytes on the same kind of machine. test/neg_elbo is
 within 0.3 nats on another CPU or GPU, or with other versions of the libraries.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.file_diff import IDENTICAL, file_diff, read_numbers
+from pipeline.data.catalog import DATASETS
 from pipeline.errors import UserError
 from pipeline.paths import METRICS, MODEL
 from pipeline.runtime.files import home, sha256_file
@@ -24,7 +25,6 @@ from pipeline.runtime.git import clone
 from pipeline.runtime.tensor_file import read_header
 from pipeline.tracking import client, run_note, upload
 
-RAW = "data/raw"  # where `download` keeps the original files
 TOLERANCE = 0.3  # nats of test/neg_elbo
 
 Run = Any  # MLflow's; only tracking/ imports MLflow
@@ -77,9 +77,13 @@ def find_run(runs: list[Run], word: str) -> Run:
 
 
 def execute(folder: Path) -> None:
-    """Execute all stages but `log` in the clone `folder`."""
-    if (home() / RAW).is_dir():  # `download` checks each file, and fetches those that are missing
-        shutil.copytree(home() / RAW, folder / RAW)
+    """Execute all stages but `log` in `folder`."""
+    for dataset in DATASETS.values():
+        raw = Path("data/raw", dataset.torchvision_class, "raw")
+        for path in filter(Path.is_file, (home() / raw / name for name in dataset.files)):
+            # `download` checks each file, and fetches those that are missing.
+            (folder / raw).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / raw)
     own = ("DVC_", "MLFLOW_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     command = [sys.executable, "-m", "dvc", "repro", "evaluate"]

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from pipeline.data.catalog import Dataset
-from pipeline.errors import UserError
+from pipeline.errors import UserError, writing
 from pipeline.runtime.files import atomic_write, sha256_file
 
 HINT = "Set MNIST_MIRROR to a folder or an http(s) URL with the files, each as NAME or NAME.gz."
@@ -39,7 +39,8 @@ def fetch(dataset: Dataset, folder: Path) -> None:
 
     Raises UserError, with one line per source, if no source has a file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # experiments that start together download once
         missing = [name for name in dataset.files if not _is_intact(dataset, folder / name)]
         if not missing:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from conftest import error_about
-from helpers.repo import Repo, started
+from helpers.repo import Repo, litter, started
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
@@ -31,6 +31,7 @@ def repo(repro_repo, tmp_path_factory) -> Repo:
     network.write_bytes(b"# coding: latin-1 (Andr\xe9)\r\n" + code)
     repo.run("dvc", "exp", "run", "--temp", "-n", "edited", "-S", "z_dim=2")
     repo.run("git", "checkout", "-q", ".")
+    litter(repo.root / "data/raw/MNIST/raw")
     return repo
 
 

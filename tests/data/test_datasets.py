@@ -15,6 +15,9 @@ def test_the_stage_writes_the_images_and_labels_of_the_original_files(
     raw = tmp_path / "home" / "data" / "raw" / "MNIST"
     raw.mkdir(parents=True)
     (raw / "raw").symlink_to(mnist)
+    (raw / "processed").mkdir()  # torchvision would read what its older versions left there
+    for name in ("training.pt", "test.pt"):
+        (raw / "processed" / name).write_bytes(b"never verified")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "home"))
     download.main()
     path = workplace / "data" / "dataset.safetensors"

