@@ -12,6 +12,7 @@ from pathlib import Path
 import grimp
 import pytest
 from conftest import ROOT, committed
+from helpers.repo import litter
 
 from pipeline import paths
 from pipeline.model.network import Architecture
@@ -135,3 +136,20 @@ def test_the_committed_reports_are_those_of_dvc_lock(tmp_path):
     in_git = {path: sum for path, sum in outputs.items() if (tmp_path / path).exists()}
     assert {path: md5(tmp_path / path) for path in in_git} == in_git
     assert len(in_git) >= 10
+
+
+def test_links_to_another_disk_and_files_of_editors_are_not_committed(tmp_path):
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    litter(tmp_path)
+    for name in (".venv", "data", "mlartifacts", "mlflow.db", "mlruns"):
+        (tmp_path / name).symlink_to(ROOT)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    listed = ["git", "ls-files", "--others", "--exclude-standard"]
+    names = subprocess.check_output(listed, cwd=tmp_path, text=True).split()
+    assert names == [".gitignore", "broken", "folder/notes.txt", "notes.txt"]
+
+
+def test_dvc_ignores_the_files_of_editors_that_git_ignores():
+    of_git, of_dvc = ((ROOT / name).read_text() for name in (".gitignore", ".dvcignore"))
+    patterns = of_git.partition("# caches")[2].splitlines()[1:]
+    assert [pattern.rstrip("/") for pattern in patterns] == of_dvc.split("\n\n")[1].splitlines()[2:]

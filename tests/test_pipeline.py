@@ -1,11 +1,14 @@
 """The whole pipeline as a user runs it: git, DVC and MLflow, on a small subset of MNIST."""
 
 import re
+import shutil
 import time
 
 import pytest
 from helpers.mlflow_contents import assert_whole
-from helpers.repo import Repo, started
+from helpers.repo import Repo, litter, started
+
+from pipeline.tracking.results import read_results
 
 STAGES = ["download", "train", "train_classifier", "evaluate", "log"]
 OF_AN_EXPERIMENT = ["train", "evaluate", "log"]  # it shares the dataset and the classifier
@@ -145,3 +148,39 @@ def test_a_stage_run_by_hand_writes_nothing_into_the_cache_that_is_linked(
     repo.run("git", "checkout", "-q", ".")
     repo.run("dvc", "checkout", "--force")
     assert repo.state() == repro_repo.state()
+
+
+@pytest.mark.slow
+def test_what_lies_about_changes_nothing(repro_repo, tmp_path):
+    repo = repro_repo.copy(tmp_path / "repo")
+    expected = read_results(repo.root).results_sha256
+    folders = "data data/raw/MNIST/raw reports reports/figures reports/samples pipeline/model"
+    for folder in [*folders.split(), "pipeline/tracking", ".dvc/tmp/runs", "mlartifacts", "."]:
+        litter(repo.root / folder)
+    assert started(repo.run("dvc", "repro")) == ["log"]
+    repo.pipeline("log-all")
+    assert repo.runs()[REPRO].data.tags["results.sha256"] == expected
+    assert repo.pipeline("doctor") == "doctor: no problems\n"
+    assert "Best by" in repo.pipeline("compare")
+
+
+@pytest.mark.slow
+def test_the_project_may_be_a_subfolder_of_a_repository(repro_repo, tmp_path):
+    """As after `dvc init --subdir`."""
+    repo = repro_repo.copy(tmp_path / "mono/project")
+    (repo.root / ".git").rename(tmp_path / "mono/.git")
+    (tmp_path / "mono/other").touch()
+    repo.commit()
+    repo.run("dvc", "repro")
+    with (repo.root / "pipeline/model/objective.py").open("a") as file:
+        file.write("# edited\n")
+    repo.run("dvc", "exp", "run", "--temp", "-n", "temp", "-S", "z_dim=2")
+    repo.run("dvc", "exp", "run", "-n", "here", "-S", "z_dim=3")
+    repo.run("git", "checkout", "-q", ".")
+    assert "+z_dim: 2\n" in repo.runs()["temp"].data.tags["mlflow.note.content"]
+    assert repo.runs()["here"].data.params["z_dim"] == "3"
+    shutil.rmtree(repo.root / "mlartifacts")
+    repo.pipeline("log-all")
+    assert repo.pipeline("doctor") == "doctor: no problems\n"
+    assert re.search(r"z_dim=2 .*\n", repo.pipeline("compare"))
+    assert "reproduce: identical (" in repo.pipeline("reproduce", "temp")
