@@ -15,7 +15,7 @@ from pipeline.commands.comparison.links import links
 from pipeline.commands.comparison.runs import Run, read_runs
 from pipeline.errors import UserError
 from pipeline.paths import COMPARISON
-from pipeline.runtime.files import atomic_write, home
+from pipeline.runtime.files import home, write_output
 from pipeline.runtime.git import Experiment, experiments, head, workspace
 
 HEAD = "HEAD"
@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
     remarks = {**tables.notes(comparison, runs), link_note: "MLflow"}
     commands = {name: command(name, entry) for name, entry in chosen.items()}
     html = page.render(comparison, root, notes=remarks, links=linked, commands=commands)
-    atomic_write(root / COMPARISON, html.encode())
+    write_output(root / COMPARISON, html.encode())
     lines = [f"note: {names}: {note}" for note, names in remarks.items()]
     lines += [*tables.caveat(comparison).splitlines(), tables.answer(comparison)]
     lines += [f"Wrote {COMPARISON}: open it in a browser"]

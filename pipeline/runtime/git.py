@@ -80,7 +80,7 @@ def git_bytes(*arguments: str, at: Path, optional: bool = False, stdin: bytes = 
     if done.returncode == 0 or (optional and done.returncode == 1):
         return done.stdout
     words = " ".join(done.stderr.decode(errors="replace").split())
-    raise UserError("git", words or f"{arguments[0]} failed ({done.returncode})")
+    raise UserError("git", words or f"{' '.join(arguments)} failed ({done.returncode})")
 
 
 def here(folder: Path = Path()) -> Source:

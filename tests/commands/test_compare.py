@@ -100,6 +100,15 @@ def test_named_runs_revisions_and_a_baseline(made, capsys):
     assert "dvc exp apply wide-1" in page and f"git checkout {commit[:10]}" in page
 
 
+def test_a_page_that_cannot_be_written_is_named(made):
+    page = made.root / "reports/compare.html"
+    page.unlink(missing_ok=True)
+    page.mkdir()
+    with error_about(page):
+        run(made)
+    page.rmdir()
+
+
 @pytest.mark.parametrize("name", ["nothing-of-the-kind", "HEAD:dvc.lock", "$(touch x)", "empty"])
 def test_an_unknown_name_and_one_without_results_are_errors(made, name):
     with error_about(name):
