@@ -69,15 +69,19 @@ lock: setup     ## resolve requirements.lock from pyproject.toml (needs uv)
 bench: setup    ## measure the speed on this machine, into reports/benchmarks/; about ten minutes
 	"$(VENV)/bin/python" -m benchmarks.run $(ROUNDS)
 
-# MLflow's own messages go into a file.
+# MLflow's own messages go into a file. The link appears when the server answers.
 ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pictures
 	@case "$$MLFLOW_TRACKING_URI" in \
 	  http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names"; exit;; \
 	  "") page="experiments/1/runs?viewStateShareKey=results&";; \
 	  *) page="experiments?";; \
 	esac; \
-	echo "Open http://127.0.0.1:$(PORT)/#/$${page}workflowType=machine_learning in some seconds; end with Ctrl-C"; \
+	"$(VENV)/bin/python" -c "import socket; socket.create_server(('127.0.0.1', $(PORT)))" 2> /dev/null || \
+	  { echo "Port $(PORT) cannot be used, or another server uses it: make ui PORT=5001" >&2; exit 2; }; \
+	( until "$(VENV)/bin/python" -c "import http.client as h; c = h.HTTPConnection('127.0.0.1', $(PORT)); \
+	    c.request('GET', '/health'); c.getresponse()" 2> /dev/null; do sleep 0.2; kill -0 $$$$ || exit; done; \
+	  echo "Open http://127.0.0.1:$(PORT)/#/$${page}workflowType=machine_learning, end with Ctrl-C" ) & \
 	mkdir -p .dvc/tmp && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	"$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" > .dvc/tmp/ui.log 2>&1; \
-	grep -i error .dvc/tmp/ui.log >&2; exit 1
+	kill $$! 2> /dev/null; grep -i error .dvc/tmp/ui.log >&2; exit 1

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,10 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run `main` as a process. Exit status: 2 for a UserError, 130 for Ctrl-C, 143 for SIGTERM.
+    """Run `main` as a process, on a terminal of any encoding or without one.
+
+    Exit status: 2 for an error of the user or the system, 130 for Ctrl-C, 141 if no process reads
+    the output, 143 for SIGTERM.
 
     A stage is killed together with the DVC process that started it: an orphan would write into the
     files of the next run.
@@ -31,9 +35,14 @@ def run(main: Callable[[], object]) -> None:
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
         _die_with_parent()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    _prepare_output()
     try:
         main()
-    except UserError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
+        sys.exit(128 + signal.SIGPIPE)
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -47,6 +56,16 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(path, f"cannot be written ({error.strerror or error})") from error
+
+
+def _prepare_output() -> None:
+    """Make any text printable, also if stdout or stderr is closed; a warning is no error."""
+    if sys.warnoptions:
+        warnings.simplefilter("default")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the first file that is opened would take its place
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def _die_with_parent() -> None:

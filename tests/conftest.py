@@ -157,6 +157,8 @@ def use_folder(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """
     patch.chdir(folder)
     patch.setattr(sys, "argv", ["stage"])
+    # Few tests are about the MLflow run of a stage that fails.
+    patch.setattr("pipeline.runtime.pending_run.PATIENCE_IF_FAILED", 0.01)
     for name in list(os.environ):
         if name.startswith(("DVC_", "MLFLOW_")):
             patch.delenv(name)

@@ -1,12 +1,17 @@
 """python -m pipeline"""
 
 import importlib
+import os
+import signal
+import socket
 import subprocess
 import sys
 import timeit
 
 import pytest
+import requests
 from conftest import ROOT
+from helpers.servers import free_port
 
 from pipeline.__main__ import COMMANDS, main
 from pipeline.errors import UserError
@@ -39,3 +44,33 @@ def test_a_repository_of_another_user_is_reported_by_git(name, loggable, monkeyp
     monkeypatch.setattr(sys, "argv", ["pipeline", name])
     with pytest.raises(UserError, match="detected dubious ownership"):
         main()
+
+
+def make_ui(folder, port) -> subprocess.Popen:
+    """`make ui` as in a terminal, in a folder with a blank in its name."""
+    (folder / "a clone").mkdir()
+    command = ["make", "-f", str(ROOT / "Makefile"), "ui", "-o", "setup", f"VENV={sys.prefix}"]
+    return subprocess.Popen(
+        [*command, f"PORT={port}", f"CURDIR={folder / 'a clone'}"], cwd=folder / "a clone",
+        start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_make_ui_does_not_show_the_server_of_another_program(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        process = make_ui(tmp_path, port)
+        line, *_ = process.communicate()[0].splitlines()
+    assert process.returncode and line.startswith(f"Port {port} ") and "PORT=5001" in line
+    assert "http://" not in line
+
+
+@pytest.mark.slow
+def test_make_ui_prints_the_link_when_the_server_answers_and_ends_with_ctrl_c(tmp_path):
+    port = free_port()
+    process = make_ui(tmp_path, port)
+    assert f"http://127.0.0.1:{port}/#/" in process.stdout.readline()
+    assert requests.get(f"http://127.0.0.1:{port}/health", timeout=60).ok
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    socket.create_server(("127.0.0.1", port)).close()

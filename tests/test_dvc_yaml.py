@@ -57,7 +57,8 @@ def contains(dependency: str, file: str) -> bool:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_a_description_and_one_command_without_a_shell(stage):
     assert STAGES[stage]["desc"]
-    assert STAGES[stage]["cmd"] == f"exec python -m pipeline.stages.{stage}"
+    start = 'exec env PATH="$DVC_ROOT/.venv/bin:$PATH" python -E -m pipeline.stages.'
+    assert STAGES[stage]["cmd"] == start + stage
 
 
 @pytest.mark.parametrize("stage", STAGES)

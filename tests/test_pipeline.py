@@ -1,8 +1,11 @@
 """The whole pipeline as a user runs it: git, DVC and MLflow, on a small subset of MNIST."""
 
+import os
 import re
 import shutil
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers.mlflow_contents import assert_whole
@@ -184,3 +187,41 @@ def test_the_project_may_be_a_subfolder_of_a_repository(repro_repo, tmp_path):
     assert repo.pipeline("doctor") == "doctor: no problems\n"
     assert re.search(r"z_dim=2 .*\n", repo.pipeline("compare"))
     assert "reproduce: identical (" in repo.pipeline("reproduce", "temp")
+
+
+SHELL = {  # what a person's shell may export
+    "PATH": "/usr/bin:/bin", "LC_ALL": "C", "TERM": "dumb", "COLUMNS": "0", "TZ": "Nowhere",
+    "TMPDIR": "/nonexistent", "OMP_NUM_THREADS": "0", "MPLBACKEND": "Qt4Agg",
+    "PYTHONSAFEPATH": "1", "PYTHONOPTIMIZE": "2", "PYTHONUTF8": "0",
+    "PYTHONIOENCODING": "ascii", "PYTHONHASHSEED": "1",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "true", "MLFLOW_TRUNCATE_LONG_VALUES": "false",
+    "MLFLOW_RUN_ID": "0" * 32, "MLFLOW_EXPERIMENT_ID": "77", "MLFLOW_ACTIVE_MODEL_ID": "m-0",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_neither_an_activated_environment_nor_a_variable_matters(repro_repo, tmp_path):
+    repo = repro_repo.copy(tmp_path / "a folder" / "repo")
+    (repo.root / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "pipeline").mkdir()
+    mirror = os.path.relpath(repo.mirror, repo.root)
+    repo.env |= SHELL | {"PYTHONPATH": str(tmp_path), "MNIST_MIRROR": mirror}
+    shutil.rmtree(repo.root / "data/raw")
+    output = repo.run(".venv/bin/dvc", "repro", "-f", "evaluate")
+    assert started(output) == STAGES[:-1] and output.isascii() and "Traceback" not in output
+    assert repo.state() == repro_repo.state()
+    assert started(repo.run(".venv/bin/dvc", "repro")) == ["log"]
+    assert_whole(repo, repo.runs()[REPRO], "HEAD")
+
+
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="needs another Python")
+def test_an_interpreter_without_the_packages_is_one_line_and_costs_no_result(repro_repo, tmp_path):
+    repo = repro_repo.copy(tmp_path / "repo")
+    (tmp_path / "python").symlink_to("/usr/bin/python3")
+    repo.env["PATH"] = f"{tmp_path}:/usr/bin:/bin"
+    dvc = f"{sys.prefix}/bin/dvc"
+    repo.set(z_dim=5)
+    output = repo.run(dvc, "repro", ok=False)
+    assert "has no package safetensors: run `make setup`" in output and "Traceback" not in output
+    repo.run("git", "checkout", "-q", ".")
+    assert started(repo.run(dvc, "repro", "evaluate")) == [] and repo.state() == repro_repo.state()

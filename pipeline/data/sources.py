@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from pipeline.data.catalog import Dataset
 from pipeline.errors import UserError, writing
-from pipeline.runtime.files import atomic_write, sha256_file
+from pipeline.runtime.files import atomic_write, home, sha256_file
 
 HINT = "Set MNIST_MIRROR to a folder or an http(s) URL with the files, each as NAME or NAME.gz."
 # A server may be silent or slow for up to twice PATIENCE: with three servers and npm, 60 seconds.
@@ -100,7 +100,8 @@ def _sources(dataset: Dataset) -> list[tuple[str, Read]]:
 
 
 def _from_folder(folder: str, name: str) -> bytes:
-    packed, plain = Path(folder, f"{name}.gz"), Path(folder, name)
+    mirror = home() / Path(folder).expanduser()
+    packed, plain = mirror / f"{name}.gz", mirror / name
     return (packed if packed.is_file() else plain).read_bytes()
 
 

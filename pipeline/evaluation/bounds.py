@@ -22,6 +22,7 @@ from pipeline.model.network import Batch, Posterior, to_batch
 from pipeline.model.objective import ElboTerms, elbo_terms, reparameterize
 from pipeline.model.vae import VAE
 from pipeline.runtime.device import one_thread
+from pipeline.runtime.finite import check_finite
 from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal
 
 T = TypeVar("T")
@@ -139,9 +140,13 @@ def in_order(compute: Callable[[int], T], starts: range, workers: int) -> Iterat
 
 
 def summary(per_image: Mapping[str, Tensor]) -> dict[str, float]:
-    """The mean of each quantity [N] and, as NAME_se, its standard error over the images."""
+    """The mean of each quantity [N] and, as NAME_se, its standard error over the images.
+
+    Raises DivergenceError if a value is not finite.
+    """
     metrics = {}
     for name, values in per_image.items():
+        check_finite(values, f"{name} of an image")
         # NumPy adds in float64 on one thread: the same bits with any number of threads.
         numbers = values.double().numpy()
         metrics[name] = float(numbers.mean())

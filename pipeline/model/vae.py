@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.network import NETWORKS, Architecture, Batch, Posterior
+from pipeline.runtime.finite import check_finite
 from pipeline.runtime.randomness import seeded
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
 
@@ -54,8 +55,10 @@ class VAE(nn.Module):
         return outputs.reshape(*z.shape[:-1], -1).to(z.dtype)
 
     def mean(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """E[x|z], [..., D] in [0, 1]."""
-        return self.likelihood.mean(self.decode(z, y))
+        """E[x|z], [..., D] in [0, 1]. Raises DivergenceError if it is not finite."""
+        images = self.likelihood.mean(self.decode(z, y))
+        check_finite(images, "E[x|z]")
+        return images
 
 
 def new_vae(architecture: Architecture, seed: int) -> VAE:

@@ -11,18 +11,20 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, writing
-from pipeline.runtime.files import atomic_write, checkpoint_path, home
+from pipeline.paths import MODEL
+from pipeline.runtime.files import atomic_write, checkpoint_path, home, sha256_file
 from pipeline.runtime.git import here
 from pipeline.runtime.locks import try_lock
 
 CODE = Path(__file__).parents[2]
 PATIENCE = 2.0  # seconds that the follower has to finish after the training has ended
+PATIENCE_IF_FAILED = 15.0  # no `log` will follow
 
 
 @dataclass
@@ -60,7 +62,7 @@ class PendingRun:
         self.save()
 
     def remove(self) -> None:
-        """Remove the record: the MLflow run is complete, or the training has failed."""
+        """Remove the record: the MLflow run is complete."""
         self.path.unlink(missing_ok=True)
 
 
@@ -101,22 +103,42 @@ def follow_training(fingerprint: str, provenance: Mapping[str, Any]) -> Iterator
     if interrupted and try_lock(checkpoint_path(fingerprint).with_suffix(".lock")):
         record.execution = interrupted.execution
     record.save()
+    with _followed(record):
+        yield record
+
+
+@contextmanager
+def mark_failure() -> Iterator[None]:
+    """If the block fails, the MLflow run of the model that was trained here is FAILED."""
+    try:
+        yield
+    except Exception:
+        model = sha256_file(MODEL) if MODEL.exists() else "none"
+        record = find_pending(experiment=os.environ.get("DVC_EXP_NAME", ""), model_sha256=model)
+        with _followed(record) if record else nullcontext():
+            raise
+
+
+@contextmanager
+def _followed(record: PendingRun) -> Iterator[None]:
+    # Not PYTHONWARNINGS=error, for example.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     follower = subprocess.Popen(
         [sys.executable, "-m", "pipeline.tracking.follower", str(record.path)],
         stdin=subprocess.PIPE,
         process_group=0,  # Ctrl-C is for the training; the follower learns of its end through stdin
-        env=os.environ | {"PYTHONPATH": f"{CODE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        env=env | {"PYTHONPATH": str(CODE)},
     )
-    end = b"failed"
+    end, patience = b"failed", PATIENCE_IF_FAILED
     try:
-        yield record
-        end = b"finished"
+        yield
+        end, patience = b"finished", PATIENCE
     except (KeyboardInterrupt, SystemExit):
-        end = b"killed"
+        end, patience = b"killed", PATIENCE
         raise
     finally:
         with suppress(OSError, subprocess.TimeoutExpired):  # it has ended already, or is still busy
-            follower.communicate(end, timeout=PATIENCE)
+            follower.communicate(end, timeout=patience)
         follower.kill()
         follower.wait()
 

@@ -29,11 +29,13 @@ from pipeline.params import Params, load_params
 from pipeline.runtime.cores import share_of_cores
 from pipeline.runtime.device import prepare_device, set_threads
 from pipeline.runtime.files import write_output
+from pipeline.runtime.pending_run import mark_failure
 
 HEADLINE = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance", "knn_accuracy")
 PROPOSALS = {"widened": "z from q, widened", "plain": "z from q", "prior": "z from the prior"}
 
 
+@mark_failure()
 def main() -> None:
     """Read model, classifier and test split; write metrics, tables and figures."""
     params = load_params()
@@ -43,6 +45,7 @@ def main() -> None:
     cores = share_of_cores(torch.get_num_threads())
 
     terms, mse, posterior = bounds.elbo(model, split)
+    summary(terms._asdict())  # raises, if the training has diverged, before it takes minutes
     recons = reconstruction.choose(model, bounds.select(split, slice(10), device))
     proposal = (params.eval_samples, params.eval_proposal_scale)
     evidence = bounds.evidence(model, split, recons, proposal, cores)

@@ -10,9 +10,11 @@ from pipeline.errors import UserError, run
 from pipeline.paths import LOGGED
 from pipeline.runtime.files import home, write_output
 from pipeline.runtime.git import here
+from pipeline.runtime.pending_run import mark_failure
 from pipeline.tracking.results import read_results
 
 
+@mark_failure()
 def main() -> None:
     """Log the working directory and write the stage's output."""
     results = read_results()
@@ -22,7 +24,7 @@ def main() -> None:
         from pipeline.tracking.log_run import log_run  # noqa: PLC0415
 
         print(f"log: {log_run(open_store(home()), results, here())}")
-    except UserError as error:
+    except (UserError, ImportError) as error:
         advice = "the results are in the files: run `python -m pipeline log-all` once that works"
         print(f"log: not in MLflow ({error}); {advice}", file=sys.stderr)
     # Always the same bytes: a run's id would return from DVC's run-cache for another experiment.

@@ -23,9 +23,10 @@ from pipeline.runtime.cores import share_of_cores
 from pipeline.runtime.device import device_name, prepare_device, set_threads
 from pipeline.runtime.files import sha256_file, write_output
 from pipeline.runtime.fingerprint import fingerprint, provenance
+from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.pending_run import follow_training
 from pipeline.training.checkpoint import Checkpoint, CheckpointFile
-from pipeline.training.fit import COLUMNS, DivergenceError, Record, fit
+from pipeline.training.fit import COLUMNS, Record, fit
 from pipeline.training.gradient import MAX_THREADS
 from pipeline.training.optimizer import Optimizer
 
@@ -62,11 +63,9 @@ def main() -> None:
             for epoch in write_epochs(records, epochs, params, model, shown):
                 if file.is_due():
                     file.save(Checkpoint(epoch, optimizer.state(), written_files()))
-        except DivergenceError as error:
+        except DivergenceError:
             file.remove()  # the training would diverge again from there
-            advice = "lower it, then change batch_size or h_layers"
-            message = f"the loss is not finite in {error}; {advice}"
-            raise UserError("params.yaml: learning_rate", message) from error
+            raise
         save_vae(model, MODEL, origin)
         pending_run.finish(sha256_file(MODEL))
     file.remove()

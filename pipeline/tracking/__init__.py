@@ -12,5 +12,10 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "PGCONNECT_TIMEOUT": "4",  # read by PostgreSQL's client library
 }
+# What a run contains, and that it is there when a call returns, is no setting.
+FIXED = {"MLFLOW_ENABLE_ASYNC_LOGGING": "false", "MLFLOW_TRUNCATE_LONG_VALUES": "true"}
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)  # the user's own values take precedence
+os.environ.update(FIXED)
+for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_ACTIVE_MODEL_ID"):
+    os.environ.pop(name, None)  # of another program

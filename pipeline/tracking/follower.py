@@ -36,8 +36,6 @@ def main() -> None:
         if stream and end in STATUS:
             with suppress(UserError):
                 stream.store.close(stream.run.info.run_id, STATUS[end])
-    if end == "failed":
-        record.remove()
     os._exit(0)  # at a normal exit MLflow would close the run
 
 
@@ -50,20 +48,22 @@ def follow(record: PendingRun) -> "tuple[Stream | None, str]":
     wait = POLL
     while True:
         ended = bool(select.select([sys.stdin], [], [], wait)[0])
+        end = sys.stdin.read() or "killed" if ended else ""
         history = complete_lines()
-        # At the end nothing is begun, because `log` would do it as well.
-        if "\n" in history.strip() and (stream or not ended):
+        has_epochs = "\n" in history.strip()
+        # At the end nothing is begun that `log` would do as well.
+        if end == "failed" or (has_epochs and (stream or not ended)):
             try:
-                if stream is None:
-                    stream = begin(record)
-                stream.send(history)
+                stream = stream or begin(record)
+                if has_epochs:
+                    stream.send(history)
                 wait = POLL
             except UserError as error:
-                if wait == POLL:
+                if wait == POLL and not ended:
                     report(f"{error}; training continues, and `log` will upload the missing data")
                 stream, wait = None, PAUSE
         if ended:
-            return stream, sys.stdin.read() or "killed"
+            return stream, end
 
 
 def begin(record: PendingRun) -> "Stream":

@@ -19,6 +19,7 @@ from pipeline.model.network import to_batch
 from pipeline.model.objective import ElboTerms, elbo_terms
 from pipeline.model.vae import VAE
 from pipeline.runtime.device import limited_threads, one_thread
+from pipeline.runtime.finite import DivergenceError, check_finite
 from pipeline.runtime.randomness import PROTOCOL_SEED, permutation, seeded, standard_normal
 from pipeline.training.gradient import AutogradGradient, Gradient
 from pipeline.training.optimizer import Optimizer
@@ -31,10 +32,6 @@ COLUMNS = ("epoch", *(f"{split}/{term}" for split in ("train", "val") for term i
 Record = dict[str, float]
 Report = Callable[[str], None]
 Steps = Callable[[Tensor, Tensor, Tensor], ElboTerms]  # images [N, D], labels [N], ε [N, Z]
-
-
-class DivergenceError(Exception):
-    """The loss or a weight is not finite. The message names epoch and step, counted from 1."""
 
 
 def fit(
@@ -56,7 +53,8 @@ def fit(
     the epoch used, `val/...` use the same noise after each epoch. The last batch of an epoch may be
     smaller; no image is dropped.
     On a CPU the bits do not depend on the number of threads.
-    Raises DivergenceError at the end of an epoch in which the loss or a weight is no longer finite.
+    Raises DivergenceError, with epoch and step, at the end of an epoch in which the loss or a
+    weight is no longer finite, and after the last if the variances of q(z|x) are not.
     """
     model, device = optimizer.model, optimizer.model.device
     size = len(train.images)
@@ -78,7 +76,9 @@ def fit(
         _check_finite(model, terms, epoch, batch_size)
         record = {"epoch": epoch, **_means("train", terms), **_means("val", _validate(model, val))}
         if len(val.images) and not math.isfinite(record["val/neg_elbo"]):
-            raise DivergenceError(f"epoch {epoch}, validation")
+            raise DivergenceError(f"the loss in epoch {epoch}, validation,")
+        if epoch == epochs[-1]:
+            _check_posterior(model, train)
         yield record
 
 
@@ -129,9 +129,19 @@ def _draw_epoch(size: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, T
 def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> None:
     broken = terms.loss.isfinite().logical_not().nonzero()
     if len(broken):
-        raise DivergenceError(f"epoch {epoch}, step {int(broken[0]) // batch_size + 1}")
-    if not all(weights.isfinite().all() for weights in model.parameters()):
-        raise DivergenceError(f"epoch {epoch}, step {math.ceil(len(terms.neg_elbo) / batch_size)}")
+        step = int(broken[0]) // batch_size + 1
+        raise DivergenceError(f"the loss in epoch {epoch}, step {step},")
+    step = math.ceil(len(terms.neg_elbo) / batch_size)
+    for name, weights in model.named_parameters():
+        check_finite(weights, f"{name} after epoch {epoch}, step {step},")
+
+
+@torch.no_grad()
+def _check_posterior(model: VAE, split: Split) -> None:
+    """No later step would show what the last one did to μ, σ² and 1 / σ² of the first images."""
+    head = slice(VALIDATION_BATCH)
+    mu, log_var = model.encode(to_batch(split.images[head], split.labels[head], model.device))
+    check_finite(mu.square() + log_var.abs().exp(), "q(z|x) after the last epoch")
 
 
 @torch.no_grad()

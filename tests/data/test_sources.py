@@ -91,6 +91,18 @@ def test_files_come_from_a_server_or_a_folder(server, tmp_path, place, monkeypat
     assert bool(server.requests) == (place == "server")
 
 
+@pytest.mark.parametrize("mirror", ["mirror", "~/mirror"])
+def test_a_folder_is_relative_to_the_repository(tmp_path, monkeypatch, mirror):
+    """An experiment of --temp or of the queue runs elsewhere."""
+    make_folder(tmp_path / "mirror", CONTENT)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name, value in (("DVC_ROOT", tmp_path), ("HOME", tmp_path), ("MNIST_MIRROR", mirror)):
+        monkeypatch.setenv(name, str(value))
+    fetch(SMALL, tmp_path / "raw")
+    assert files_in(tmp_path / "raw") == CONTENT
+
+
 def test_only_missing_and_wrong_files_are_fetched_although_experiments_start_together(
     server, tmp_path
 ):

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import set_params
+from conftest import error_about, set_params
 from helpers.models import Convolutional, small_vae
 
 from pipeline import paths
@@ -103,6 +103,23 @@ def test_a_missing_input_is_named(finished, path):
     with pytest.raises(UserError) as error:
         evaluate.main()
     assert error.value.subject == str(path)
+
+
+BROKEN = {
+    "decoder.0.weight": math.nan,
+    "encoder.2.bias": 1e30,  # the mean and the variance
+    "decoder.2.bias": math.inf,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), BROKEN.items())
+def test_a_model_that_has_diverged_is_one_message(finished, name, value):
+    model = small_vae()
+    with torch.no_grad():
+        model.network.get_parameter(name).fill_(value)
+    save_vae(model, paths.MODEL, {})
+    with error_about("params.yaml: learning_rate"):
+        evaluate.main()
 
 
 class Laplace:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, set_params
+from conftest import ROOT, error_about, set_params
 from helpers.models import DEFAULT
 from PIL import Image
 
@@ -103,6 +103,16 @@ def test_divergence_is_one_message_and_leaves_no_model(workplace):
     assert error.value.subject == "params.yaml: learning_rate" and "batch_size" in str(error.value)
     assert not paths.MODEL.exists() and not checkpoints()
     assert "nan" not in paths.HISTORY.read_text(), "no line for the epoch that failed"
+
+
+@pytest.mark.parametrize("val_size", [0, 100])
+def test_what_only_the_last_step_broke_is_found(workplace, val_size):
+    """The loss of one step of all images, and of validation, is finite; the variances are not."""
+    changes = {"learning_rate": 1, "num_epochs": 1, "batch_size": 60_000, "val_size": val_size}
+    set_params(workplace, changes)
+    with error_about("params.yaml: learning_rate"):
+        train.main()
+    assert not paths.MODEL.exists() and paths.HISTORY.read_text().count("\n") == 1
 
 
 class Fault(BaseException):

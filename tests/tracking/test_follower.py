@@ -4,20 +4,25 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from conftest import error_about
 from helpers.failing_servers import KINDS
 from helpers.kill_campaign import TARGETS, processes
 from helpers.mlflow_contents import assert_whole, client_of, dump, only_run, points, runs_of
 from helpers.servers import kill_group, mlflow_server
 from mlflow import MlflowClient
 
+from pipeline.errors import UserError
 from pipeline.params import load_params
-from pipeline.paths import HISTORY, MODEL, SAMPLES
+from pipeline.paths import CLASSIFIER, DATASET, HISTORY, MODEL, SAMPLES
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.fingerprint import fingerprint, provenance
 from pipeline.runtime.pending_run import PATIENCE, follow_training, pending_runs
-from pipeline.stages import log
+from pipeline.stages import evaluate, log, train_classifier
+
+PATIENCE_IF_FAILED = "pipeline.runtime.pending_run.PATIENCE_IF_FAILED"
 
 
 def until(found: Callable[[], object], seconds: float = 120):
@@ -74,17 +79,49 @@ def test_epochs_are_streamed_and_log_completes_the_run_without_doubling(loggable
     assert len(names) == 2 * (6 + 2)
 
 
-def test_failed_training_is_a_failed_run_without_a_record(workplace, mlflow_tables):
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_failed_training_is_a_failed_run_that_a_repeated_one_continues(
+    workplace, mlflow_tables, monkeypatch, epochs
+):
+    monkeypatch.setattr(PATIENCE_IF_FAILED, 60)
     subprocess.run(["git", "init", "-q"], check=True)
     shutil.copy(mlflow_tables, workplace)
     HISTORY.parent.mkdir()
-    with pytest.raises(ZeroDivisionError), followed():
-        HISTORY.write_text("epoch,train/kl,val/kl\n1,2.5,nan\n")
-        run_with(client_of(workplace), epochs=1)
-        raise ZeroDivisionError
-    _, run = only_run(workplace)
-    assert run.info.status == "FAILED" and run.data.metrics == {"train/kl": 2.5}
-    assert pending_runs() == []
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), followed():
+            HISTORY.write_text("epoch,train/kl,val/kl\n" + "1,2.5,nan\n" * epochs)
+            raise ZeroDivisionError
+        _, run = only_run(workplace)
+        assert run.info.status == "FAILED" and len(run.data.metrics) == epochs
+    assert len(pending_runs()) == 1
+
+
+SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in (train_classifier, log)]
+
+
+@pytest.mark.parametrize("stage", [evaluate, *SLOW])
+def test_a_stage_that_fails_has_a_failed_run(loggable, monkeypatch, stage):
+    monkeypatch.setattr(PATIENCE_IF_FAILED, 60)
+    for path in (CLASSIFIER, DATASET):  # which all of them read, or what is made from them
+        path.unlink()
+    HISTORY.rename("history.csv")
+    with pytest.raises(UserError):
+        stage.main()
+    client, run = only_run(loggable)
+    assert run.info.status == "FAILED" and len(pending_runs()) == 1
+    if stage is log:
+        Path("history.csv").rename(HISTORY)
+        log.main()
+        assert client.get_run(run.info.run_id).info.status == "FINISHED" and pending_runs() == []
+
+
+def test_an_unreachable_server_hides_no_error(loggable, monkeypatch, capfd):
+    CLASSIFIER.unlink()
+    with KINDS["hangs"]() as address, error_about(CLASSIFIER):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setattr(PATIENCE_IF_FAILED, 1)
+        evaluate.main()
+    assert "MLflow" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [

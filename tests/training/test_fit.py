@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from pipeline.data.datasets import hold_out, to_unit
 from pipeline.model.network import NETWORKS, Batch
 from pipeline.runtime.device import prepare_device
+from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.randomness import permutation, standard_normal
-from pipeline.training.fit import DivergenceError, fit
+from pipeline.training.fit import fit
 from pipeline.training.optimizer import PRECISIONS, Optimizer
 
 
@@ -68,14 +69,14 @@ def test_a_loss_that_is_not_finite_is_reported_with_its_epoch_and_step(data):
         train(data, epochs=50, learning_rate=1e4)
     losses = reference_losses(data, 50, learning_rate=1e4)
     first = next((epoch, step) for epoch, step, loss, _ in losses if not math.isfinite(loss))
-    assert str(error.value) == "epoch {}, step {}".format(*first)
+    assert "epoch {}, step {},".format(*first) in str(error.value)
 
 
 def test_weights_that_overflow_in_the_last_step_are_noticed(data):
     """No later step and no validation would show it."""
     with pytest.raises(DivergenceError) as error:
         train((data[0], hold_out(data[0], 0)[1]), 1, learning_rate=1e39, batch_size=500)
-    assert str(error.value) == "epoch 1, step 1"
+    assert "epoch 1, step 1," in str(error.value)
 
 
 @pytest.mark.parametrize("accelerated", [True, False])

@@ -1,0 +1,18 @@
+"""Environment variables of MLflow."""
+
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_that_a_call_has_written_is_no_setting():
+    """With asynchronous logging a run is FINISHED although the store refused its metrics."""
+    code = (
+        "import pipeline.tracking, mlflow; print(mlflow.config.MLFLOW_ENABLE_ASYNC_LOGGING.get())"
+    )
+    env = os.environ | {"MLFLOW_ENABLE_ASYNC_LOGGING": "true"}
+    command = [sys.executable, "-c", code]
+    output = subprocess.check_output(command, cwd=ROOT, env=env, text=True)
+    assert output == "False\n"
