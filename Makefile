@@ -83,5 +83,5 @@ ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pic
 	  echo "Open http://127.0.0.1:$(PORT)/#/$${page}workflowType=machine_learning, end with Ctrl-C" ) & \
 	mkdir -p .dvc/tmp && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	"$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" > .dvc/tmp/ui.log 2>&1; \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" > .dvc/tmp/ui.log 2>&1; \
 	kill $$! 2> /dev/null; grep -i error .dvc/tmp/ui.log >&2; exit 1

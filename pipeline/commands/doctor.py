@@ -21,11 +21,10 @@ from pipeline.runtime.cores import running_experiments
 from pipeline.runtime.files import home
 from pipeline.runtime.git import experiments
 from pipeline.runtime.pending_run import pending_runs
-from pipeline.tracking.client import Store, StoreError, existing_store, experiments_of
+from pipeline.tracking.client import REBUILD, Store, StoreError, existing_store, experiments_of
 from pipeline.tracking.upload import is_whole
 
 LOG_ALL = "python -m pipeline log-all"
-REBUILD = f"mv mlflow.db mlflow.db.old && {LOG_ALL}"
 
 
 class Problem(NamedTuple):
@@ -68,23 +67,19 @@ def check_store(root: Path) -> Iterator[Problem]:
         for name in sorted(names.difference(*map(experiments_of, runs))):
             yield Problem(f"experiment {name} has no MLflow run", LOG_ALL)
         if store:
-            yield from check_runs(store, runs, root)
+            yield from check_runs(store, runs)
     except StoreError as error:
         server = f"start the server or unset MLFLOW_TRACKING_URI, then {LOG_ALL}"
-        yield Problem(str(error), server if "MLFLOW_TRACKING_URI" in os.environ else REBUILD)
+        advice = server if os.environ.get("MLFLOW_TRACKING_URI") else REBUILD
+        yield Problem(f"MLflow: {error.message}", error.command or advice)
 
 
-def check_runs(store: Store, runs: list[Any], root: Path) -> Iterator[Problem]:
+def check_runs(store: Store, runs: list[Any]) -> Iterator[Problem]:
     """Report what is wrong with each run. The artifacts on a server are the server's business."""
-    folder = (root / "mlartifacts").as_uri()
     executions = {pending.execution for pending in pending_runs()}
     for run in runs:
         label = f"run {run.info.run_name}"
-        is_here = run.info.artifact_uri.startswith(folder)
-        if store.uri.startswith("sqlite:") and not is_here:
-            yield Problem("mlflow.db is of another folder: this one was moved or copied", REBUILD)
-            return
-        if run.info.status == "FINISHED" and is_here and not is_whole(store, run):
+        if run.info.status == "FINISHED" and store.keeps(run) and not is_whole(store, run):
             yield Problem(f"{label} has lost artifacts", LOG_ALL)
         is_ours = run.data.tags.get("execution") in executions
         if run.info.status == "RUNNING" and is_ours and not running_experiments():

@@ -41,10 +41,14 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
             finished = run.info.status == "FINISHED"  # it only lost its artifacts
             if not finished:
                 store.tag(run, tags, results.params.model_dump())
-            upload.fill(store, run, results, artifact(source))
+            left_out = ", ".join(upload.fill(store, run, results, artifact(source)))
+            if left_out != run.data.tags.get(upload.LEFT_OUT, ""):
+                store.tag(run, {upload.LEFT_OUT: left_out})
             if not finished:  # set last: FINISHED means complete
                 store.close(run.info.run_id, "FINISHED", made)
             message = f"MLflow run {run.info.run_name}: {store.url(run)}"
+            if left_out:
+                message += f" (without what the store refuses: {left_out})"
         if record:
             record.remove()
     return message
@@ -74,7 +78,9 @@ def _find(store: Store, results: Results, record: PendingRun | None) -> Run | No
 
 def _is_complete(store: Store, run: Run, results: Results) -> bool:
     same = run.data.tags.get("results.sha256") == results.results_sha256
-    return same and run.info.status == "FINISHED" and upload.is_whole(store, run)
+    refused = "artifacts" in run.data.tags.get(upload.LEFT_OUT, "")  # perhaps not any more
+    done = same and run.info.status == "FINISHED" and not refused
+    return done and upload.is_whole(store, run)
 
 
 def _link(store: Store, run: Run, experiment: str) -> str:

@@ -11,7 +11,7 @@ from pipeline.runtime.files import home
 from pipeline.runtime.git import Source, here
 from pipeline.runtime.pending_run import PendingRun
 from pipeline.tracking import run_note, upload
-from pipeline.tracking.client import open_store, store_errors
+from pipeline.tracking.client import open_store, optional, store_errors
 from pipeline.tracking.results import read_history, sample_pictures
 
 
@@ -46,6 +46,6 @@ class Stream:
         points = upload.history_points(history[history["epoch"] > self.sent], now)
         upload.add_points(self.store, self.run, points, self.points)
         pictures = [each for each in sample_pictures(SAMPLES) if self.sent < each.step <= last]
-        if pictures:
+        with optional("pictures", []):  # `log` reports it
             upload.add_pictures(self.store, self.run, pictures)
         self.sent = last

@@ -17,12 +17,15 @@ import pandas as pd
 from mlflow import entities
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Run
 from mlflow.models import ModelSignature
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.utils.uri import append_to_uri_path
 from PIL import Image
 
 from pipeline.paths import DATASET, EVALUATION, MODEL
 from pipeline.runtime.files import modules
-from pipeline.tracking.client import Store, store_errors
+from pipeline.tracking.client import Store, optional, store_errors
 from pipeline.tracking.results import Picture, Results
 
 BATCH = 1000  # the most metrics that MLflow accepts in one call
@@ -30,28 +33,40 @@ CODE = Path(__file__).parents[1]
 REQUIRED = ("mlflow", "numpy", "safetensors", "torch")
 NOT_SERVED = ("commands", "evaluation", "figures", "stages", "tracking", "training")
 DIFF = "git.diff"
+PLAIN_MODEL = "model"  # folder among the artifacts of a run, if the store has no logged models
+LEFT_OUT = "left_out"  # tag: what the store refused
 Point = tuple[str, int]  # metric, step
 
 
-def fill(store: Store, run: Run, results: Results, diff: bytes) -> None:
-    """Add to `run` everything of `results` that it lacks. diff: the code against the baseline."""
-    client, run_id = store.client, run.info.run_id
-    splits = results.splits.items()
-    client.log_inputs(run_id, [_input(results.params.dataset, *split) for split in splits])
-    add_pictures(store, run, results.pictures)
-    for path in results.reports:
-        client.log_artifact(run_id, str(results.folder / path), path.parent.as_posix())
-    if diff:
-        with tempfile.TemporaryDirectory() as scratch:
-            Path(scratch, DIFF).write_bytes(diff)
-            client.log_artifacts(run_id, scratch)
-    model_id = _add_model(store, run, results)
+def fill(store: Store, run: Run, results: Results, diff: bytes) -> list[str]:
+    """Add to `run` everything of `results` that it lacks; return the parts that the store refuses.
+
+    diff: the code against the baseline.
+    """
+    client, run_id, start = store.client, run.info.run_id, run.info.start_time
+    left_out: list[str] = []
+    # Standard errors would get charts of their own in the UI.
+    keys = [key for key in results.metrics if not key.endswith("_se")]
+    metrics = [Metric(key, results.metrics[key], start, 0) for key in keys]
     # If the training was not followed its times are unknown: any will do that is always the same.
-    points = history_points(results.history, run.info.start_time)
-    for key, value in results.metrics.items():
-        if not key.endswith("_se"):  # it would get a chart of its own in the UI
-            points.append(Metric(key, value, run.info.start_time, 0, model_id))
+    points = [*history_points(results.history, start), *metrics]
     add_points(store, run, points, points_of(store, run))
+    with optional("datasets", left_out):
+        splits = results.splits.items()
+        client.log_inputs(run_id, [_input(results.params.dataset, *split) for split in splits])
+    with optional("artifacts", left_out):
+        add_pictures(store, run, results.pictures)
+        for path in results.reports:
+            client.log_artifact(run_id, str(results.folder / path), path.parent.as_posix())
+        if diff:
+            with tempfile.TemporaryDirectory() as scratch:
+                Path(scratch, DIFF).write_bytes(diff)
+                client.log_artifacts(run_id, scratch)
+        if model_id := _add_model(store, run, results, left_out):
+            # The same points once more, now as those of the model; MLflow stores a point once.
+            of_model = [Metric(key, results.metrics[key], start, 0, model_id) for key in keys]
+            add_points(store, run, of_model, set())
+    return left_out
 
 
 def points_of(store: Store, run: Run) -> set[Point]:
@@ -79,7 +94,8 @@ def history_points(history: pd.DataFrame, time: int) -> list[Metric]:
 def add_pictures(store: Store, run: Run, pictures: Sequence[Picture]) -> None:
     """Add pictures to the run's image grid."""
     client, run_id = store.client, run.info.run_id
-    names = [Path(entry.path).name for entry in client.list_artifacts(run_id, "images")]
+    entries = _files(store, run.info.artifact_uri).list_artifacts("images")
+    names = [Path(entry.path).name for entry in entries]
     # log_image writes KEY+step+N+timestamp+... and then the same compressed.
     there = {name.split("+timestamp+")[0] for name in names if name.endswith("compressed.webp")}
     for key, step, path in pictures:
@@ -91,28 +107,25 @@ def add_pictures(store: Store, run: Run, pictures: Sequence[Picture]) -> None:
 @store_errors()
 def is_whole(store: Store, run: Run) -> bool:
     """Whether the artifact store, which may be lost, has the run's reports and its model."""
-    reports = {entry.path for entry in store.client.list_artifacts(run.info.run_id, "reports")}
-    model = _model_of(store, run)
-    if model is None or EVALUATION.as_posix() not in reports:
-        return False
-    files = store.client.list_logged_model_artifacts(model.model_id)
-    return "MLmodel" in {entry.path for entry in files}
+    if "artifacts" in run.data.tags.get(LEFT_OUT, ""):
+        return True
+    reports = _files(store, run.info.artifact_uri).list_artifacts(EVALUATION.parent.as_posix())
+    model = _model_files(store, run).list_artifacts()
+    names = {Path(entry.path).name for entry in (*reports, *model)}
+    return names >= {EVALUATION.name, "MLmodel"}
 
 
 @store_errors()
 def download(store: Store, run: Run, folder: Path) -> bytes:
     """Write the results of a run into `folder`, under the paths of the stages; return its diff."""
-    client, run_id = store.client, run.info.run_id
-    for entry in client.list_artifacts(run_id):
+    (folder / MODEL.parent).mkdir(parents=True, exist_ok=True)
+    files = _files(store, run.info.artifact_uri)
+    for entry in files.list_artifacts():
         if entry.path in ("reports", DIFF):
-            client.download_artifacts(run_id, entry.path, str(folder))
-    if model := _model_of(store, run):
-        (folder / MODEL.parent).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            # All of it: MLflow takes the address of one file for a registered model.
-            uri = f"models:/{model.model_id}"
-            whole = mlflow.artifacts.download_artifacts(uri, None, None, scratch, store.uri)
-            shutil.copy(Path(whole, "artifacts", MODEL.name), folder / MODEL)
+            files.download_artifacts(entry.path, str(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = _model_files(store, run).download_artifacts(f"artifacts/{MODEL.name}", scratch)
+        shutil.copy(model, folder / MODEL)
     diff = folder / DIFF
     return diff.read_bytes() if diff.exists() else b""
 
@@ -128,24 +141,44 @@ def _input(dataset: str, name: str, split: Mapping[str, Any]) -> entities.Datase
     return entities.DatasetInput(images, [entities.InputTag("mlflow.data.context", name)])
 
 
-def _model_of(store: Store, run: Run) -> LoggedModel | None:
+def _files(store: Store, location: str) -> ArtifactRepository:
+    """The files at a location. MLflow's client would search the logged models of all runs too."""
+    return get_artifact_repository(location, store.uri)
+
+
+def _model_files(store: Store, run: Run) -> ArtifactRepository:
+    locations = [model.artifact_location for model in _models_of(store, run)]
+    return _files(store, *locations or [append_to_uri_path(run.info.artifact_uri, PLAIN_MODEL)])
+
+
+def _models_of(store: Store, run: Run) -> list[LoggedModel]:
+    """The logged models of a run: one; none if it has not begun, or the store has none."""
     query = f"source_run_id = '{run.info.run_id}'"
-    return next(iter(store.client.search_logged_models([store.experiment_id], query)), None)
+    found: list[LoggedModel] = []
+    with optional("logged models", []):
+        found += store.client.search_logged_models([store.experiment_id], query)
+    return found
 
 
-def _add_model(store: Store, run: Run, results: Results) -> str:
-    """Log the model, or complete the one that was begun; return its id."""
+def _add_model(store: Store, run: Run, results: Results, left_out: list[str]) -> str | None:
+    """Log the model, or complete the one that was begun; return its id.
+
+    None if the store has no logged models: it is then among the artifacts of the run.
+    """
     client, run_id = store.client, run.info.run_id
-    model = _model_of(store, run) or client.create_logged_model(
-        store.experiment_id,
-        "vae",
-        run_id,
-        tags={"model.sha256": results.model_sha256},
-        params={key: str(value) for key, value in results.params.model_dump().items()},
-        model_type="VAE",
-    )
+    models = _models_of(store, run)
+    params = {key: str(value) for key, value in results.params.model_dump().items()}
+    tags = {"model.sha256": results.model_sha256}
+    about = (store.experiment_id, "vae", run_id, tags, params, "VAE")
+    with optional("logged models", left_out):
+        models = models or [client.create_logged_model(*about)]
     with tempfile.TemporaryDirectory() as scratch:
-        client.log_model_artifacts(model.model_id, str(_save_model(results, Path(scratch))))
+        saved = str(_save_model(results, Path(scratch)))
+        if not models:
+            client.log_artifacts(run_id, saved, PLAIN_MODEL)
+            return None
+        model = models[0]
+        client.log_model_artifacts(model.model_id, saved)
     if model.status != LoggedModelStatus.READY:
         output = entities.LoggedModelOutput(model.model_id, len(results.history))
         client.log_outputs(run_id, [output])

@@ -126,6 +126,9 @@ def test_a_moved_repository_and_a_damaged_store_are_rebuilt(repo, tmp_path):
     try:
         line = moved.pipeline("doctor", ok=False).splitlines()[0]
         assert "was moved or copied: mv mlflow.db mlflow.db.old && " in line
+        for arguments in (["log-all"], ["reproduce", REPRO]):
+            assert line.partition("MLflow: ")[2] in moved.pipeline(*arguments, ok=False)
+        assert not repo.root.exists()
         follow(moved, line)
         assert moved.pipeline("doctor") == HEALTHY
         (moved.root / "mlflow.db").write_bytes(b"no database" * 100)
