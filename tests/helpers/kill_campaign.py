@@ -91,7 +91,7 @@ class Campaign:
             )  # fmt: skip
         time.sleep(moment)
         victims = kill(processes(repo, TARGETS[target]))
-        while processes(repo, r"-m pipeline\.stages|dvc (repro|exp run|exp queue)"):
+        while processes(repo, r"-m pipeline\.stages|dvc (repro|exp (run|exec-run|queue))"):
             time.sleep(0.1)
         process.wait(timeout=60)
         recover(repo, mode)
@@ -113,7 +113,8 @@ def recover(repo: Repo, mode: str) -> None:
         repo.run("git", "stash", "pop", "--index", ok=None)
         (repo.root / ".dvc/tmp/rwlock").unlink(missing_ok=True)
         if mode == "queue":
-            repo.run("dvc", "queue", "kill", "x", ok=None)
+            for _ in range(2):  # the first time it interrupts a process, if there is one
+                repo.run("dvc", "queue", "kill", "x", ok=None)
             repo.run(*QUEUE, ok=None)
             repo.run_queue()
             continue
