@@ -35,6 +35,12 @@ SMALL = {
 }  # fmt: skip
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--surroundings", action="store_true", help="all rows of tests/test_surroundings.py"
+    )
+
+
 @pytest.fixture(scope="session")
 def mnist(request) -> Path:
     """A folder with the four original files, downloaded once into pytest's cache."""
