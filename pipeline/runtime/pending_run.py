@@ -121,13 +121,11 @@ def mark_failure() -> Iterator[None]:
 
 @contextmanager
 def _followed(record: PendingRun) -> Iterator[None]:
-    # Not PYTHONWARNINGS=error, for example.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     follower = subprocess.Popen(
         [sys.executable, "-m", "pipeline.tracking.follower", str(record.path)],
         stdin=subprocess.PIPE,
         process_group=0,  # Ctrl-C is for the training; the follower learns of its end through stdin
-        env=env | {"PYTHONPATH": str(CODE)},
+        env=os.environ | {"PYTHONPATH": f"{CODE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
     )
     end, patience = b"failed", PATIENCE_IF_FAILED
     try:
