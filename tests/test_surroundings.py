@@ -225,9 +225,9 @@ def repo(origin, names, tmp_path) -> Iterator[Repo]:
     git, folder, store, files = names
     with ExitStack() as stack:
         repo = origin.copy(tmp_path / folder / "vae")
-        FILES[files](repo)
         STORES[store](repo, stack)
         GIT[git](repo)
+        FILES[files](repo)
         yield repo
 
 
