@@ -23,6 +23,10 @@ class UserError(Exception):
         self.subject = str(subject)
 
 
+class NoResultsError(UserError):
+    """Results that are not on this machine, or were not executed as they stand: no failure."""
+
+
 def run(main: Callable[[], object]) -> None:
     """Run `main` as a process, on a terminal of any encoding or without one.
 

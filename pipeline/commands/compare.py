@@ -5,7 +5,6 @@ default all). Prints a table and writes reports/compare.html, one file for a bro
 """
 
 import argparse
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ def main(arguments: argparse.Namespace) -> None:
     comparison = configurations.compare(measured, choose_baseline(measured, arguments.baseline))
     linked, link_note = links(measured, root)
     remarks = {**tables.notes(comparison, runs), link_note: "MLflow"}
-    commands = {name: command(name, entry) for name, entry in chosen.items()}
+    commands = {name: command(entry) for name, entry in chosen.items()}
     html = page.render(comparison, root, notes=remarks, links=linked, commands=commands)
     write_output(root / COMPARISON, html.encode())
     lines = [f"note: {names}: {note}" for note, names in remarks.items()]
@@ -82,9 +81,9 @@ def choose_baseline(measured: Sequence[Run], wanted: str | None) -> str:
     return names[0]
 
 
-def command(name: str, entry: Experiment) -> str:
+def command(entry: Experiment) -> str:
     """Return the command that restores the files of a run; "" for the workspace."""
-    if entry.name:  # of several experiments with one name, DVC would apply the one on HEAD
-        return f"dvc exp apply {shlex.quote(name if name == entry.name else entry.commit[:7])}"
+    if entry.name:  # not by name, which DVC may have on another baseline, or use again
+        return f"dvc exp apply {entry.commit[:10]}"
     in_git = entry.commit == entry.baseline
     return f"git checkout {entry.commit[:10]} && dvc checkout" if in_git else ""

@@ -5,10 +5,12 @@ Nothing is changed without --fix. For problems of DVC and git see docs/troublesh
 
 import argparse
 import hashlib
+import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +18,15 @@ from typing import Any, NamedTuple
 from dvc.repo import Repo
 
 from pipeline.params import read_yaml
-from pipeline.paths import DVC_LOCK
+from pipeline.paths import DVC_LOCK, EVALUATION
 from pipeline.runtime.cores import running_experiments
 from pipeline.runtime.files import home
-from pipeline.runtime.git import experiments
+from pipeline.runtime.git import Experiment, experiments, text_at
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.tracking.client import REBUILD, Store, StoreError, existing_store, experiments_of
 from pipeline.tracking.upload import is_whole
 
+DOCTOR = "python -m pipeline doctor"
 LOG_ALL = "python -m pipeline log-all"
 
 
@@ -63,29 +66,48 @@ def check_store(root: Path) -> Iterator[Problem]:
     try:
         store = existing_store(root)
         runs = store.runs() if store else []
-        names = {experiment.name for experiment in experiments(root)}
-        for name in sorted(names.difference(*map(experiments_of, runs))):
-            yield Problem(f"experiment {name} has no MLflow run", LOG_ALL)
+        for entry in experiments(root):
+            if not any(has_results(run, entry, root) for run in runs):
+                yield Problem(f"experiment {entry.name} has no MLflow run", LOG_ALL)
         if store:
             yield from check_runs(store, runs)
     except StoreError as error:
         server = f"start the server or unset MLFLOW_TRACKING_URI, then {LOG_ALL}"
         advice = server if os.environ.get("MLFLOW_TRACKING_URI") else REBUILD
-        yield Problem(f"MLflow: {error.message}", error.command or advice)
+        yield Problem(f"MLflow: {error.message}", when_idle(error.command or advice))
+
+
+def has_results(run: Any, entry: Experiment, root: Path) -> bool:
+    """Whether the run names the experiment, and has its metrics: a name may be used again."""
+    if entry.name not in experiments_of(run):
+        return False
+    with suppress(ValueError, LookupError, TypeError):  # log-all reports what is wrong with it
+        metrics = json.loads(text_at(entry.commit, EVALUATION.as_posix(), root))["test"]
+        return all(run.data.metrics.get(f"test/{key}") in (metrics[key], None) for key in metrics)
+    return True
 
 
 def check_runs(store: Store, runs: list[Any]) -> Iterator[Problem]:
     """Report what is wrong with each run. The artifacts on a server are the server's business."""
-    executions = {pending.execution for pending in pending_runs()}
+    records = {record.execution: record for record in pending_runs()}
     for run in runs:
         label = f"run {run.info.run_name}"
         if run.info.status == "FINISHED" and store.keeps(run) and not is_whole(store, run):
             yield Problem(f"{label} has lost artifacts", LOG_ALL)
-        is_ours = run.data.tags.get("execution") in executions
-        if run.info.status == "RUNNING" and is_ours and not running_experiments():
-            message = f"{label} is RUNNING, but no experiment is running here"
-            fix = partial(store.close, run.info.run_id, "KILLED")
-            yield Problem(message, "python -m pipeline doctor --fix", fix)
+        record = records.get(run.data.tags.get("execution", ""))
+        if run.info.status != "RUNNING" or not record or running_experiments():
+            continue
+        ended = record.has_ended()
+        fix = partial(store.close, run.info.run_id, "KILLED") if ended else None
+        command = f"{DOCTOR} --fix" if ended else "if it runs nowhere, run the experiment again"
+        yield Problem(f"{label} is RUNNING, but no experiment is running here", command, fix)
+
+
+def when_idle(command: str) -> str:
+    """The command for files that a running experiment may use."""
+    if running_experiments() or not all(record.has_ended() for record in pending_runs()):
+        return f"when no experiment is running: {command}"
+    return command
 
 
 def check_files(root: Path) -> Iterator[Problem]:
@@ -99,8 +121,10 @@ def check_files(root: Path) -> Iterator[Problem]:
     for file, md5 in (expected | outputs(root)).items():
         content = file.read_bytes() if file.is_file() else None
         if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            name = os.path.relpath(file, root)
-            yield Problem(f"{name} is corrupt", f"rm -f {shlex.quote(name)} && dvc repro")
+            name = shlex.quote(os.path.relpath(file, root))
+            # An output may be a result that DVC has not recorded. git ignores *.orig.
+            remove = f"rm -f {name}" if file.is_relative_to(cache) else f"mv {name} {name}.orig"
+            yield Problem(f"{name} is corrupt", when_idle(f"{remove} && dvc repro"))
 
 
 def outputs(root: Path) -> dict[Path, str]:

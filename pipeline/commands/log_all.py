@@ -1,18 +1,19 @@
 """Upload every experiment, HEAD and the workspace to MLflow; rebuild a lost store from DVC.
 
-Exits with 0 if MLflow has one complete run for each, else with 2 and the list of the others.
+A run is made of what dvc.lock records as executed, or not at all. Exits with 2 if something could
+not be uploaded. What is not on this machine, or was not executed, is noted and no failure.
 """
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.errors import UserError
+from dvc.repo import Repo
+
+from pipeline.errors import NoResultsError, UserError
 from pipeline.paths import DVC_LOCK
+from pipeline.runtime import git
 from pipeline.runtime.files import home
-from pipeline.runtime.git import Experiment, check_out, experiments, head, here, source_of, text_at
 from pipeline.tracking.client import Store, open_store
 from pipeline.tracking.log_run import log_run
 from pipeline.tracking.results import CACHED, read_results
@@ -26,37 +27,66 @@ def main(arguments: argparse.Namespace) -> None:
     """Log everything that DVC has. Raises UserError if something could not be logged."""
     root = home()
     store = open_store(root)
-    commits = [*experiments(root), *filter(None, [head(root)])]
-    executed = [entry for entry in commits if text_at(entry.commit, str(DVC_LOCK), root)]
-    failed = []
+    commits = [*git.experiments(root), *filter(None, [git.head(root)])]
+    executed = [entry for entry in commits if git.text_at(entry.commit, str(DVC_LOCK), root)]
+    logged, failed = [], []
     for entry in [*executed, None]:
         name = (entry.name or "HEAD") if entry else "workspace"
         try:
             message = log_commit(store, root, entry) if entry else log_workspace(store, root)
+            logged.append(name)
+        except NoResultsError as error:
+            message = str(error)
         except UserError as error:
             message = f"not in MLflow: {error}"
             failed.append(name)
         print(f"log-all: {name}: {message}", flush=True)
     if failed:
         raise UserError("log-all", f"not in MLflow: {', '.join(failed)}")
-    print("log-all: everything is in MLflow; `make ui` shows it")
+    count = f"{len(logged)} of {len(executed) + 1}"
+    print(f"log-all: {count} are complete in MLflow; `make ui` shows them")
 
 
-def log_commit(store: Store, root: Path, entry: Experiment) -> str:
+def log_commit(store: Store, root: Path, entry: git.Experiment) -> str:
     """Log a commit from its files."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        check_out(entry.commit, CACHED, root, folder)
-        return log_run(store, read_results(folder), source_of(entry, root), entry.made)
+        git.check_out(entry.commit, CACHED, root, folder)
+        require_executed(folder)
+        return log_run(store, read_results(folder), git.source_of(entry, root), entry.made)
 
 
 def log_workspace(store: Store, root: Path) -> str:
-    """Log what `dvc repro` has left in the workspace, if it is up to date."""
-    stages = ["train", "train_classifier", "evaluate"]
-    command = [sys.executable, "-m", "dvc", "status", "--quiet", *stages]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
-        raise UserError("dvc", " ".join(done.stderr.split()) or "dvc status failed")
-    if done.returncode == 1:
-        return "not up to date (`dvc status`), skipped"
-    return log_run(store, read_results(), here())
+    """Log what `dvc repro` has left in the workspace."""
+    require_executed(root)
+    for path in CACHED:
+        if not path.exists():
+            raise NoResultsError(path, git.NOT_HERE)
+    return log_run(store, read_results(), git.here())
+
+
+def require_executed(folder: Path) -> None:
+    """Raise NoResultsError unless the files are what their dvc.lock records as executed.
+
+    A file of DVC's cache may be absent: then the stages that write and read it must agree on its
+    hash.
+    """
+    # In a commit's temporary folder there is no git, and DVC is to leave nothing behind.
+    core = {"no_scm": True, "site_cache_dir": str(folder / ".dvc" / "tmp")}
+    try:
+        with Repo(str(folder), config={"core": core}) as repo:
+            stages = [stage for stage in repo.index.stages if stage.name != "log"]
+        outs = [out for stage in stages for out in stage.outs]
+        cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
+        changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}
+        for item in [*outs, *(dep for stage in stages for dep in stage.deps)]:
+            for path, state in item.workspace_status().items():
+                if isinstance(state, dict):
+                    changed |= {f"{path}: {key}" for key in state}
+                elif state != "deleted" or item.hash_info != cached.get(item.fs_path):
+                    changed.add(path)
+    except Exception as error:  # of DVC
+        raise UserError("dvc", " ".join(str(error).split())) from error
+    if changed:
+        names = ", ".join(sorted(changed)[:5])
+        raise NoResultsError(names, "not what dvc.lock records as executed; `dvc repro`")

@@ -21,7 +21,7 @@ from pipeline.data.catalog import DATASETS
 from pipeline.errors import UserError
 from pipeline.paths import METRICS, MODEL
 from pipeline.runtime.files import home, sha256_file
-from pipeline.runtime.git import clone
+from pipeline.runtime.git import clone, untracked_in
 from pipeline.runtime.tensor_file import read_header
 from pipeline.tracking import client, run_note, upload
 
@@ -48,12 +48,16 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         recorded, again = Path(folder, "recorded"), Path(folder, "again")
         diff = upload.download(store, run, recorded)
+        if run.data.tags.get("git.dirty") == "true" and not diff:
+            raise UserError(arguments.run, f"has lost its artifact {upload.DIFF}")
         about = f"run {run.info.run_id}, commit {commit}, diff of {len(diff)} bytes"
         print(f"reproduce: {about}", flush=True)
         clone(home(), commit, diff, again)
         execute(again)
         found = compare(run, recorded, again)
         verdict = judge(run, recorded, again, found)
+        if names := untracked_in(diff):
+            verdict += f", without {', '.join(names)} (not in git)"
     for name, difference in found.items():
         if difference != IDENTICAL:
             print(f"reproduce: {name} {difference}")
@@ -65,8 +69,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 def find_run(runs: list[Run], word: str) -> Run:
     """The one run with this id, name, or DVC experiment."""
-    names = [{run.info.run_id, run.info.run_name, *client.experiments_of(run)} for run in runs]
-    found = [run for run, own in zip(runs, names, strict=True) if word in own]
+    # The name of a run stays when DVC uses it for another experiment, so it is the last to decide.
+    found = [run for run in runs if word in (run.info.run_id, *client.experiments_of(run))]
+    found = found or [run for run in runs if word == run.info.run_name]
     if len(found) != 1:
         ids = ", ".join(run.info.run_id for run in found)
         raise UserError(word, f"names {len(found)} MLflow runs instead of one ({ids})")

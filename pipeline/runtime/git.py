@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import NoResultsError, UserError
 
 # Whatever the user has configured: files with the bytes of the commit, names in ASCII, and diffs
 # that `git apply` accepts in every folder of the repository.
@@ -25,6 +26,8 @@ DIFF = "diff --binary --no-ext-diff --no-textconv --unified=3 --no-color -O/dev/
 DIFF += " --src-prefix=a/ --dst-prefix=b/ --submodule=short --ignore-submodules=none"
 # What stages write is a function of the rest, and therefore no part of a diff.
 INPUTS = ("--", ".", ":!dvc.lock", ":!reports")
+NOT_HERE = "is not on this machine; `dvc pull` or `dvc repro`"
+NOT_IN_GIT = "# not in git, and not in this diff: "
 # Set by git for hooks and aliases (`git rev-parse --local-env-vars`), or changing what a command
 # does. GIT_CONFIG_COUNT is left: containers pass the user's configuration with it.
 CLEARED = "ALTERNATE_OBJECT_DIRECTORIES ATTR_SOURCE COMMON_DIR CONFIG CONFIG_PARAMETERS DIFF_OPTS"
@@ -109,8 +112,13 @@ def diff_from(*commits: str, at: Path) -> str:
 
 def artifact(source: Source) -> bytes:
     """Return the diff as a file for `git apply`, untracked files named in comments."""
-    names = (f"# not in git, and not in this diff: {name}\n" for name in source.untracked)
+    names = (f"{NOT_IN_GIT}{name}\n" for name in source.untracked)
     return ("".join(names) + source.diff).encode(errors="surrogateescape")
+
+
+def untracked_in(diff: bytes) -> list[str]:
+    """Return the names of the untracked files in such a file."""
+    return re.findall(f"^{NOT_IN_GIT}(.+)$", diff.decode(errors="replace"), re.MULTILINE)
 
 
 def experiments(root: Path) -> list[Experiment]:
@@ -155,9 +163,11 @@ def text_at(commit: str, path: str, root: Path) -> str:
 def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> None:
     """Write the files of a commit into `folder`, and the files `cached` that its dvc.lock names.
 
-    Raises UserError about a file that is in neither DVC's cache nor a remote.
+    Raises NoResultsError about a file that is in neither DVC's cache nor a remote.
     """
-    from dvc.api import DVCFileSystem  # noqa: PLC0415  (imported only if needed: it takes 0.5 s)
+    # Imported only if needed: it takes 0.5 s.
+    from dvc.api import DVCFileSystem  # noqa: PLC0415
+    from dvc.config import NoRemoteError  # noqa: PLC0415
 
     _extract(commit, root, folder)
     prefix = _prefix(root)
@@ -166,11 +176,20 @@ def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> 
     for path in cached:
         (folder / path.parent).mkdir(parents=True, exist_ok=True)
         try:
-            files.get_file(prefix + path.as_posix(), str(folder / path))
+            _get_file(files, prefix + path.as_posix(), str(folder / path))
+        except (FileNotFoundError, NoRemoteError) as error:
+            raise NoResultsError(path, NOT_HERE) from error
         except Exception as error:  # of DVC, its remote, or the network
-            words = " ".join(str(error).split())
-            message = f"is in neither DVC's cache nor a remote ({words}); run `dvc repro`"
-            raise UserError(path, message) from error
+            raise UserError("dvc", " ".join(str(error).split())) from error
+
+
+def _get_file(files: Any, path: str, target: str) -> None:
+    try:
+        files.get_file(path, target)
+    except FileNotFoundError:  # also if an HTTP server does not answer: ask it directly
+        info = files.info(path)
+        odb = info["repo"].cloud.get_remote_odb()
+        odb.fs.get_file(odb.oid_to_path(info["dvc_info"]["md5"]), target)
 
 
 def clone(root: Path, commit: str, diff: bytes, folder: Path) -> None:

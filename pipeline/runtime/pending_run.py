@@ -5,8 +5,10 @@ waits for it. The follower reads the files that the training writes. It ends whe
 closed, which a kill of the training does as well. Nothing here imports MLflow.
 """
 
+import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import uuid
@@ -16,11 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline.errors import UserError, writing
 from pipeline.paths import MODEL
 from pipeline.runtime.files import atomic_write, checkpoint_path, home, sha256_file
 from pipeline.runtime.git import here
-from pipeline.runtime.locks import try_lock
+from pipeline.runtime.locks import is_locked, try_lock
 
 CODE = Path(__file__).parents[2]
 PATIENCE = 2.0  # seconds that the follower has to finish after the training has ended
@@ -40,6 +44,19 @@ class PendingRun:
     execution: str  # 32 hexadecimal digits
     source: dict[str, Any] | None = None  # of git when the training began; None if git failed
     model_sha256: str = ""  # "" until the model is written
+    host: str = ""  # that began it, and when that was started: see _machine
+    boot: str = ""
+    process: int = 0  # see dvc_process
+
+    def has_ended(self) -> bool:
+        """Whether the experiment has certainly ended, which only its own host can know.
+
+        A lock does not tell: another host may not see it, and between two stages there is none.
+        """
+        host, boot = _machine()
+        if self.host != host or is_locked(self.lock):
+            return False
+        return self.boot != boot or not psutil.pid_exists(self.process)
 
     @property
     def path(self) -> Path:
@@ -96,6 +113,8 @@ def follow_training(fingerprint: str, provenance: Mapping[str, Any]) -> Iterator
     """
     experiment = os.environ.get("DVC_EXP_NAME", "")
     record = PendingRun(experiment, fingerprint, dict(provenance), uuid.uuid4().hex, _source())
+    record.host, record.boot = _machine()
+    record.process = dvc_process()
     interrupted = find_pending(fingerprint=fingerprint, experiment=experiment)
     # DVC gives an experiment a new name each time, unless the user names it.
     interrupted = interrupted or find_pending(fingerprint=fingerprint, model_sha256="")
@@ -139,6 +158,21 @@ def _followed(record: PendingRun) -> Iterator[None]:
             follower.communicate(end, timeout=patience)
         follower.kill()
         follower.wait()
+
+
+def dvc_process() -> int:
+    """The process that runs all stages of this execution: DVC, or this one if DVC does not."""
+    return os.getppid() if "DVC_STAGE" in os.environ else os.getpid()
+
+
+def _machine() -> list[str]:
+    """Hashes of this host (or container) and of its last start: no name is stored."""
+    files = [Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id")]
+    number, boot = (path.read_text(encoding="utf-8") if path.is_file() else "" for path in files)
+    namespace = Path("/proc/self/ns/pid")
+    space = namespace.stat().st_ino if namespace.exists() else 0
+    host = f"{platform.node()} {number} {space}"
+    return [hashlib.sha256(text.encode()).hexdigest() for text in (host, boot)]
 
 
 def _folder() -> Path:

@@ -32,7 +32,7 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SUPPORTED = "use http(s)://SERVER, sqlite:///FILE, postgresql://..., mysql://... or mssql://..."
 REFUSED = (401, 403, 404, 405, 501)  # HTTP status: no permission, or no such feature
 TYPED = '"${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"'  # the address, in a shell
-REBUILD = "mv mlflow.db mlflow.db.old && python -m pipeline log-all"
+REBUILD = "mv mlflow.db mlflow.db.$(date +%s) && python -m pipeline log-all"
 # The UI's table shows neither parameters nor metrics unless each is selected; this view has them.
 # Its form is not documented: a version of MLflow that does not know it ignores it.
 SHOWN = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance")

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 from pipeline.runtime.files import home
 from pipeline.runtime.fingerprint import CODE, fingerprint
 from pipeline.runtime.git import Source, artifact
-from pipeline.runtime.pending_run import PendingRun, find_pending
+from pipeline.runtime.pending_run import PendingRun, dvc_process, find_pending
 from pipeline.tracking import run_note, upload
 from pipeline.tracking.client import Store, StoreError, experiments_of, store_errors
 from pipeline.tracking.results import Results
@@ -32,7 +32,8 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
         if run and _is_complete(store, run, results):
             message = _link(store, run, source.experiment)
         else:
-            if record and record.source:
+            # Otherwise the record is of an earlier training with the same model.
+            if record and record.source and record.process == dvc_process():
                 source = Source(**record.source)
             tags = _tags(results, source, record)
             if run is None:
@@ -88,11 +89,7 @@ def _link(store: Store, run: Run, experiment: str) -> str:
     names = experiments_of(run)
     if not experiment or experiment in names:
         return f"MLflow run {run.info.run_name} is complete"
-    note = run.data.tags["mlflow.note.content"]
-    command = run_note.restore(Source(experiment, "", ""))
-    same = f"The same results, from DVC's run-cache:\n\n    {command}"
-    tags = {"dvc.exp_name": ", ".join([*names, experiment])}
-    store.tag(run, tags | {"mlflow.note.content": f"{note}\n\n{same}"})
+    store.tag(run, {"dvc.exp_name": ", ".join([*names, experiment])})
     return f"{experiment} has the results of MLflow run {run.info.run_name}"
 
 

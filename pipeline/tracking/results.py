@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from pipeline import paths
-from pipeline.errors import UserError
+from pipeline.errors import NoResultsError, UserError
 from pipeline.params import Params, load_params, read_yaml
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.tensor_file import read_header
@@ -56,20 +56,24 @@ class Results:
 
 
 def read_results(folder: Path = Path()) -> Results:
-    """Read a finished execution. Raises UserError about a missing or invalid file."""
+    """Read a finished execution. Raises UserError about a missing or invalid file.
+
+    Raises NoResultsError about a parameter with another value than the results have.
+    """
     params = load_params(folder / paths.PARAMS)
     try:
         provenance = read_header(folder / paths.MODEL)["provenance"]
-        for key, value in provenance["params"].items():
-            if params.model_dump().get(key) != value:
-                raise UserError(f"params.yaml: {key}", f"the model has {value!r}; run `dvc repro`")
+        per_image = pyarrow.parquet.read_metadata(folder / paths.PER_IMAGE)
+        protocol = json.loads(per_image.metadata[b"protocol"])
+        for key, value in (protocol | provenance["params"]).items():
+            if params.model_dump().get(key, value) != value:
+                message = f"the results have {value!r}; run `dvc repro`"
+                raise NoResultsError(f"params.yaml: {key}", message)
         reports = _reports(folder)
         sums = {path.as_posix(): sha256_file(folder / path) for path in (paths.MODEL, *reports)}
         identity = json.dumps([params.model_dump(), sums], sort_keys=True)
         evaluation = json.loads((folder / paths.EVALUATION).read_bytes())
         classifier = json.loads((folder / paths.CLASSIFIER_REPORT).read_bytes())["classifier"]
-        per_image = pyarrow.parquet.read_metadata(folder / paths.PER_IMAGE)
-        images = json.loads(per_image.metadata[b"protocol"])["images"]
         return Results(
             folder=folder,
             params=params,
@@ -78,7 +82,7 @@ def read_results(folder: Path = Path()) -> Results:
             metrics={f"test/{name}": float(value) for name, value in evaluation["test"].items()},
             reports=reports,
             splits=provenance["splits"]
-            | {"test": {"num_images": per_image.num_rows, "sha256": images}},
+            | {"test": {"num_images": per_image.num_rows, "sha256": protocol["images"]}},
             classifier_sha256=str(classifier["sha256"]),
             model_sha256=sums[paths.MODEL.as_posix()],
             results_sha256=hashlib.sha256(identity.encode()).hexdigest(),

@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -47,11 +46,12 @@ def cpu() -> str:
 
 
 def restore(source: Source) -> str:
-    """The literal command that restores the files of an execution."""
-    if source.experiment:
-        return f"dvc exp apply {shlex.quote(source.experiment)}"
+    """The literal command that restores the files of an execution.
+
+    Not `dvc exp apply`: DVC may use the name of an experiment again, on this or another baseline.
+    """
     if not source.baseline:
-        return "dvc repro"
+        return "# not in git: these files cannot be restored"
     # Not `dvc checkout`: the commit's dvc.lock may be older than these files.
     apply = "git apply git.diff && " if source.diff else ""
     return f"git checkout {source.baseline[:10]} && {apply}dvc repro"
@@ -66,4 +66,6 @@ def note(source: Source) -> str:
     params = "".join(diff for diff in diffs if re.match(r"a/(.*/)?params\.yaml ", diff))
     if lines := re.findall(r"^[-+]\w.*$", params, re.MULTILINE):
         parts.append("\n".join(["```diff", *lines, "```"]))
+    if source.untracked:
+        parts.append(f"Not in git, so not restored: {', '.join(source.untracked)}.")
     return "\n\n".join([*parts, f"Restore these files:\n\n    {restore(source)}"])

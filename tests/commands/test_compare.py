@@ -97,7 +97,8 @@ def test_named_runs_revisions_and_a_baseline(made, capsys):
     page = run(made, "wide-1", commit[:10], baseline="other")
     output = capsys.readouterr().out
     assert row(output, "other").endswith("baseline") and "lost" not in output
-    assert "dvc exp apply wide-1" in page and f"git checkout {commit[:10]}" in page
+    wide_1 = made.git("for-each-ref", "--format=%(objectname)", "refs/exps/**/wide-1")
+    assert f"dvc exp apply {wide_1[:10]}" in page and f"git checkout {commit[:10]}" in page
 
 
 def test_a_page_that_cannot_be_written_is_named(made):
@@ -123,7 +124,7 @@ def test_two_experiments_of_one_name_are_named_with_their_commits(tmp_path):
     commits.append(repo.experiment("twice", repo.files(z_dim=3)))
     page = run(repo)
     for commit in commits:
-        assert f"twice@{commit[:7]}" in page and f"dvc exp apply {commit[:7]}" in page
+        assert f"twice@{commit[:7]}" in page and f"dvc exp apply {commit[:10]}" in page
     with error_about("twice"):
         run(repo, "twice")
 

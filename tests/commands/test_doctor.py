@@ -2,16 +2,20 @@
 
 import argparse
 import os
+import re
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import use_folder
 from filelock import FileLock
 from helpers.repo import Repo
+from mlflow.entities import Run
 
 from pipeline.commands import doctor as command
+from pipeline.runtime import pending_run
 from pipeline.runtime.pending_run import PendingRun
 
 REPRO = "z4-h32x1-relu-lr0.001-e3-s0"
@@ -69,19 +73,69 @@ def test_an_experiment_without_a_run_is_logged(repo, doctor):
     assert doctor() == []
 
 
-def test_a_run_left_running_is_ended_unless_a_process_works(repo, doctor):
+@pytest.fixture
+def left(repo) -> Iterator[Callable[..., Run]]:
+    """Leaves a run RUNNING, and its record as the process `process` on this host has made it."""
     client, run = repo.store(), repo.runs()[REPRO]
     tags = {"execution": "0" * 32}
-    left = client.create_run(run.info.experiment_id, run_name="left", tags=tags)
-    PendingRun("left", "f" * 64, {}, "0" * 32).save()
-    with FileLock(repo.root / ".dvc/tmp/computing/cores/000.lock"):
-        assert doctor() == []
-    (line,) = doctor()
-    assert line.startswith("doctor: run left is RUNNING")
-    (line,) = doctor("--fix")
-    assert line.startswith("doctor: fixed: run left is RUNNING")
-    assert client.get_run(left.info.run_id).info.status == "KILLED" and doctor() == []
-    client.delete_run(left.info.run_id)
+    run_id = client.create_run(run.info.experiment_id, run_name="left", tags=tags).info.run_id
+    host, boot = pending_run._machine()
+
+    def leave(process: int, host: str = host, boot: str = boot) -> Run:
+        place = {"host": host, "boot": boot, "process": process}
+        PendingRun("left", "f" * 64, {}, "0" * 32, **place).save()
+        return client.get_run(run_id)
+
+    yield leave
+    client.delete_run(run_id)
+    (repo.root / f".dvc/tmp/runs/{'0' * 32}.json").unlink()
+
+
+@pytest.fixture
+def ended() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+def test_a_run_is_left_alone_unless_its_experiment_has_certainly_ended(left, ended, doctor):
+    """It is between two stages; on another host, whose locks are not seen; recorded by an older
+    version of the project; in a stage; followed."""
+    for place in ((os.getpid(),), (ended, "another"), (ended, "")):
+        left(*place)
+        (line,) = doctor("--fix")
+        assert line.endswith("if it runs nowhere, run the experiment again")
+    left(ended)
+    with FileLock(".dvc/tmp/computing/cores/000.lock"):
+        assert doctor("--fix") == []
+    with FileLock(f".dvc/tmp/runs/{'0' * 32}.lock"):
+        assert "fixed" not in doctor("--fix")[0]
+    assert left(ended).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_run_whose_experiment_was_killed_is_ended(left, ended, doctor, restarted):
+    left(os.getpid(), boot="another") if restarted else left(ended)
+    assert doctor()[0].startswith("doctor: run left is RUNNING")
+    assert doctor("--fix")[0].startswith("doctor: fixed: run left is RUNNING")
+    assert left(ended).info.status == "KILLED" and doctor() == []
+
+
+def test_no_command_takes_a_file_away_from_an_experiment(repo, left, ended, doctor):
+    database, model = repo.root / "mlflow.db", repo.root / "data/vae.safetensors"
+    left(os.getpid())
+    for path, options in ((database, ()), (model, ("--verify",))):
+        content = path.read_bytes()
+        path.write_bytes(b"something else" * 100)
+        (line,) = doctor(*options)
+        path.write_bytes(content)
+        assert re.search("when no experiment is running: mv (mlflow|data)", line)
+    left(ended)
+    model.write_bytes(b"something else" * 100)
+    (line,) = doctor("--verify")
+    repo.run("bash", "-c", line.rpartition(": ")[2].partition(" && ")[0])
+    assert model.with_suffix(".safetensors.orig").read_bytes() == b"something else" * 100
+    repo.run("dvc", "checkout", "-q")
 
 
 def test_a_run_without_its_artifacts_is_completed(repo, doctor):
@@ -125,7 +179,7 @@ def test_a_moved_repository_and_a_damaged_store_are_rebuilt(repo, tmp_path):
     repo.root.rename(moved.root)
     try:
         line = moved.pipeline("doctor", ok=False).splitlines()[0]
-        assert "was moved or copied: mv mlflow.db mlflow.db.old && " in line
+        assert "was moved or copied: mv mlflow.db mlflow.db.$(date +%s) && " in line
         for arguments in (["log-all"], ["reproduce", REPRO]):
             assert line.partition("MLflow: ")[2] in moved.pipeline(*arguments, ok=False)
         assert not repo.root.exists()

@@ -50,6 +50,22 @@ def test_a_run_is_reproduced_whatever_is_in_the_workspace(repo, name):
 
 
 @pytest.mark.slow
+def test_what_cannot_be_executed_again_is_named(repo):
+    """Files that are not in git, and a diff that is lost."""
+    run = repo.runs()["edited"]
+    file = repo.root / "mlartifacts" / run.info.run_id / "artifacts/git.diff"
+    diff = file.read_bytes()
+    file.write_bytes(b"# not in git, and not in this diff: new.py\n" + diff)
+    output = repo.pipeline("reproduce", "edited")
+    file.unlink()
+    assert "reproduce: identical, without new.py (not in git)" in output
+    assert "edited: has lost its artifact git.diff" in repo.pipeline(
+        "reproduce", "edited", ok=False
+    )
+    file.write_bytes(diff)
+
+
+@pytest.mark.slow
 def test_altered_records_are_reported_with_the_size_of_the_difference(repo):
     """A tag, a report, and the code on record."""
     run = repo.runs()["edited"]

@@ -19,7 +19,7 @@ from helpers.servers import free_port, mlflow_server
 from mlflow import MlflowClient
 
 from pipeline import paths
-from pipeline.errors import UserError
+from pipeline.commands import reproduce
 from pipeline.params import load_params
 from pipeline.runtime import git
 from pipeline.runtime.files import sha256_file
@@ -106,10 +106,11 @@ def test_experiment_gives_name_baseline_restore_command_and_diff(loggable, monke
     client, run = contents.only_run(loggable)
     assert run.info.run_name == run.data.tags["dvc.exp_name"] == "tidy; vole"
     assert run.data.tags["dvc.baseline"] == head() and run.data.tags["git.dirty"] == "true"
-    assert run.data.tags["dvc.restore"] == "dvc exp apply 'tidy; vole'"
+    command = f"git checkout {head()[:10]} && git apply git.diff && dvc repro"
+    assert run.data.tags["dvc.restore"] == command
     note = run.data.tags["mlflow.note.content"]
     assert "\n-sample_every: 2" in note and "\n+sample_every: 5" in note and "z_dim" not in note
-    assert "dvc exp apply 'tidy; vole'" in note
+    assert command in note
     assert b"+sample_every: 5" in contents.files_of(client, run)["git.diff"]
 
 
@@ -131,7 +132,6 @@ def test_restored_results_are_linked_to_the_run_that_computed_them(loggable, mon
         log.main()
     _, run = contents.only_run(loggable)
     assert experiments_of(run) == ["again", "third"]
-    assert run.data.tags["mlflow.note.content"].count("dvc exp apply again") == 1
 
 
 def test_other_results_of_the_same_training_are_another_run(loggable):
@@ -142,6 +142,31 @@ def test_other_results_of_the_same_training_are_another_run(loggable):
     runs = contents.runs_of(contents.client_of(loggable))
     assert len({run.data.metrics["test/mse"] for run in runs}) == len(runs) == 2
     assert len({run.data.tags["fingerprint"] for run in runs}) == 1
+
+
+def test_a_name_that_is_used_again_restores_the_files_of_each_run(loggable, monkeypatch):
+    """`dvc exp apply NAME` would restore the newer one for both."""
+    in_experiment(monkeypatch, "narrow")
+    set_params(loggable, {"sample_every": 5})
+    log.main()
+    paths.EVALUATION.write_text(paths.EVALUATION.read_text().replace('"mse": 0.', '"mse": 1.'))
+    log.main()
+    older, newer = contents.runs_of(contents.client_of(loggable))
+    command = f"git checkout {head()[:10]} && git apply git.diff && dvc repro"
+    for run in (older, newer):
+        assert run.data.tags["dvc.restore"] == command
+        assert run.data.tags["mlflow.note.content"].endswith(f"    {command}")
+    with error_about("narrow"):
+        reproduce.find_run([older, newer], "narrow")
+    newer.data.tags["dvc.exp_name"] = ""
+    assert reproduce.find_run([older, newer], "narrow") == older, "though both runs are called so"
+
+
+def test_files_that_no_command_restores_are_named(loggable):
+    Path("new.py").touch()
+    log.main()
+    _, run = contents.only_run(loggable)
+    assert "Not in git, so not restored: new.py." in run.data.tags["mlflow.note.content"]
 
 
 @pytest.mark.parametrize("broken_at", ["add_pictures", "_add_model", "points_of"])
@@ -220,11 +245,11 @@ def test_the_store_may_be_links_to_another_disk(loggable, tmp_path_factory):
     assert Path("mlflow.db").is_symlink() and (disk / "mlflow.db").is_file()
 
 
-def test_parameters_that_differ_from_the_model_are_refused(loggable):
-    set_params(loggable, {"z_dim": 5})
-    with pytest.raises(UserError) as error:
+@pytest.mark.parametrize("name", ["z_dim", "eval_samples"])
+def test_parameters_that_differ_from_the_results_are_refused(loggable, name):
+    set_params(loggable, {name: 5})
+    with error_about(f"params.yaml: {name}"):
         log.main()
-    assert error.value.subject == "params.yaml: z_dim"
 
 
 @pytest.mark.slow
