@@ -52,6 +52,9 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
 
+    sys.stderr.flush()
+    os._exit(0)  # Python would take up to a second to free what the system frees anyway
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:

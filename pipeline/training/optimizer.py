@@ -2,13 +2,23 @@
 
 import copy
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from pipeline.model.vae import VAE
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Moments(NamedTuple):
+    """Adam's state for one parameter."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor
 
 
 class Optimizer:
@@ -21,39 +31,49 @@ class Optimizer:
         self.model = model
         dtype = PRECISIONS[precision]
         self.working = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-        on_gpu = model.device.type == "cuda"  # a CUDA graph may contain a capturable optimizer
-        weights = model.parameters()
-        self.adam = torch.optim.Adam(weights, learning_rate, fused=True, capturable=on_gpu)
-        # PyTorch creates this state at the first update, which is too late for a checkpoint or a
-        # graph.
-        for parameter in model.parameters():
-            self.adam.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+        self._learning_rate = learning_rate
+        self._moments = [
+            Moments(
+                torch.zeros_like(each), torch.zeros_like(each), torch.zeros((), device=each.device)
+            )
+            for each in model.parameters()
+        ]
 
     @torch.no_grad()
     def step(self) -> None:
         """Update the weights."""
         if self.working is self.model:
-            self.adam.step()
+            self._update()
             return
         pairs = list(zip(self.model.parameters(), self.working.parameters(), strict=True))
         for parameter, working in pairs:
             parameter.grad = None if working.grad is None else working.grad.float()
-        self.adam.step()
+        self._update()
         for parameter, working in pairs:
             working.copy_(parameter)
         buffers = zip(self.model.buffers(), self.working.buffers(), strict=True)
         for buffer, working_buffer in buffers:  # statistics of normalization layers
             buffer.copy_(working_buffer)
 
+    def _update(self) -> None:
+        # The function below torch.optim.Adam: creating an object of that class imports PyTorch's
+        # compiler, which takes more than a second.
+        states = zip(self.model.parameters(), self._moments, strict=True)
+        rows = [(each, each.grad, *moments) for each, moments in states if each.grad is not None]
+        parameters, gradients, averages, squares, steps = map(list, zip(*rows, strict=True))
+        adam(
+            parameters, gradients, averages, squares, [], steps,
+            fused=True,
+            capturable=self.model.device.type == "cuda",  # a CUDA graph may contain it then
+            amsgrad=False, maximize=False, lr=self._learning_rate,
+            beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0,
+        )  # fmt: skip
+
     def state(self) -> dict[str, Tensor]:
         """The tensors that the next epoch depends on, by name: weights, moments and step count."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            for key, tensor in self.adam.state[parameter].items():
+        for (name, _), moments in zip(self.model.named_parameters(), self._moments, strict=True):
+            for key, tensor in moments._asdict().items():
                 tensors[f"{key}.{name}"] = tensor
         return tensors
 
