@@ -11,7 +11,6 @@ from pathlib import Path
 from dvc.repo import Repo
 
 from pipeline.errors import NoResultsError, UserError
-from pipeline.paths import DVC_LOCK
 from pipeline.runtime import git
 from pipeline.runtime.files import home
 from pipeline.tracking.client import Store, open_store
@@ -28,9 +27,8 @@ def main(arguments: argparse.Namespace) -> None:
     root = home()
     store = open_store(root)
     commits = [*git.experiments(root), *filter(None, [git.head(root)])]
-    executed = [entry for entry in commits if git.text_at(entry.commit, str(DVC_LOCK), root)]
     logged, failed = [], []
-    for entry in [*executed, None]:
+    for entry in [*commits, None]:
         name = (entry.name or "HEAD") if entry else "workspace"
         try:
             message = log_commit(store, root, entry) if entry else log_workspace(store, root)
@@ -43,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"log-all: {name}: {message}", flush=True)
     if failed:
         raise UserError("log-all", f"not in MLflow: {', '.join(failed)}")
-    count = f"{len(logged)} of {len(executed) + 1}"
+    count = f"{len(logged)} of {len(commits) + 1}"
     print(f"log-all: {count} are complete in MLflow; `make ui` shows them")
 
 
@@ -59,9 +57,6 @@ def log_commit(store: Store, root: Path, entry: git.Experiment) -> str:
 def log_workspace(store: Store, root: Path) -> str:
     """Log what `dvc repro` has left in the workspace."""
     require_executed(root)
-    for path in CACHED:
-        if not path.exists():
-            raise NoResultsError(path, git.NOT_HERE)
     return log_run(store, read_results(), git.here())
 
 
@@ -80,11 +75,10 @@ def require_executed(folder: Path) -> None:
         cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
         changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}
         for item in [*outs, *(dep for stage in stages for dep in stage.deps)]:
-            for path, state in item.workspace_status().items():
-                if isinstance(state, dict):
-                    changed |= {f"{path}: {key}" for key in state}
-                elif state != "deleted" or item.hash_info != cached.get(item.fs_path):
-                    changed.add(path)
+            status = item.workspace_status()
+            is_absent = "deleted" in status.values()
+            if not is_absent or item.hash_info != cached.get(item.fs_path):
+                changed |= status.keys()
     except Exception as error:  # of DVC
         raise UserError("dvc", " ".join(str(error).split())) from error
     if changed:

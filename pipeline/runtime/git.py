@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import NoResultsError, UserError
 
@@ -26,14 +25,9 @@ DIFF = "diff --binary --no-ext-diff --no-textconv --unified=3 --no-color -O/dev/
 DIFF += " --src-prefix=a/ --dst-prefix=b/ --submodule=short --ignore-submodules=none"
 # What stages write is a function of the rest, and therefore no part of a diff.
 INPUTS = ("--", ".", ":!dvc.lock", ":!reports")
-NOT_HERE = "is not on this machine; `dvc pull` or `dvc repro`"
-NOT_IN_GIT = "# not in git, and not in this diff: "
-# Set by git for hooks and aliases (`git rev-parse --local-env-vars`), or changing what a command
-# does. GIT_CONFIG_COUNT is left: containers pass the user's configuration with it.
-CLEARED = "ALTERNATE_OBJECT_DIRECTORIES ATTR_SOURCE COMMON_DIR CONFIG CONFIG_PARAMETERS DIFF_OPTS"
-CLEARED += " DIR EXTERNAL_DIFF GLOB_PATHSPECS GRAFT_FILE ICASE_PATHSPECS IMPLICIT_WORK_TREE"
-CLEARED += " INDEX_FILE INTERNAL_SUPER_PREFIX LITERAL_PATHSPECS NAMESPACE NOGLOB_PATHSPECS"
-CLEARED += " NO_REPLACE_OBJECTS OBJECT_DIRECTORY PREFIX REPLACE_REF_BASE SHALLOW_FILE WORK_TREE"
+# Set by git for hooks and aliases; they name another repository, or change what a command does.
+OF_HOOKS = "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_OBJECT_DIRECTORY"
+OF_HOOKS += " GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_CONFIG_PARAMETERS GIT_LITERAL_PATHSPECS"
 
 
 @dataclass(frozen=True)
@@ -71,8 +65,7 @@ def git(*arguments: str, at: Path = Path(), optional: bool = False) -> str:
 
 def git_bytes(*arguments: str, at: Path, optional: bool = False, stdin: bytes = b"") -> bytes:
     """Like `git`, for input and output that need not be UTF-8."""
-    cleared = {f"GIT_{name}" for name in CLEARED.split()}
-    env = {name: value for name, value in os.environ.items() if name not in cleared}
+    env = {name: value for name, value in os.environ.items() if name not in OF_HOOKS.split()}
     command = ["git", *PINNED.split(), *arguments]
     try:
         done = subprocess.run(
@@ -111,14 +104,8 @@ def diff_from(*commits: str, at: Path) -> str:
 
 
 def artifact(source: Source) -> bytes:
-    """Return the diff as a file for `git apply`, untracked files named in comments."""
-    names = (f"{NOT_IN_GIT}{name}\n" for name in source.untracked)
-    return ("".join(names) + source.diff).encode(errors="surrogateescape")
-
-
-def untracked_in(diff: bytes) -> list[str]:
-    """Return the names of the untracked files in such a file."""
-    return re.findall(f"^{NOT_IN_GIT}(.+)$", diff.decode(errors="replace"), re.MULTILINE)
+    """Return the diff as a file for `git apply`; b"" if there is none."""
+    return source.diff.encode(errors="surrogateescape")
 
 
 def experiments(root: Path) -> list[Experiment]:
@@ -154,12 +141,6 @@ def workspace(root: Path) -> Experiment | None:
     return replace(changed, baseline=last.commit) if changed else None
 
 
-def text_at(commit: str, path: str, root: Path) -> str:
-    """Return the text of a file in a commit; "" if the commit has no such file."""
-    listed = git("ls-tree", commit, "--", path, at=root)
-    return git("cat-file", "blob", f"{commit}:./{path}", at=root) if listed else ""
-
-
 def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> None:
     """Write the files of a commit into `folder`, and the files `cached` that its dvc.lock names.
 
@@ -176,20 +157,12 @@ def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> 
     for path in cached:
         (folder / path.parent).mkdir(parents=True, exist_ok=True)
         try:
-            _get_file(files, prefix + path.as_posix(), str(folder / path))
+            files.get_file(prefix + path.as_posix(), str(folder / path))
         except (FileNotFoundError, NoRemoteError) as error:
-            raise NoResultsError(path, NOT_HERE) from error
+            advice = "`dvc pull` or `dvc repro`"
+            raise NoResultsError(path, f"is not on this machine; {advice}") from error
         except Exception as error:  # of DVC, its remote, or the network
             raise UserError("dvc", " ".join(str(error).split())) from error
-
-
-def _get_file(files: Any, path: str, target: str) -> None:
-    try:
-        files.get_file(path, target)
-    except FileNotFoundError:  # also if an HTTP server does not answer: ask it directly
-        info = files.info(path)
-        odb = info["repo"].cloud.get_remote_odb()
-        odb.fs.get_file(odb.oid_to_path(info["dvc_info"]["md5"]), target)
 
 
 def clone(root: Path, commit: str, diff: bytes, folder: Path) -> None:
@@ -201,7 +174,7 @@ def clone(root: Path, commit: str, diff: bytes, folder: Path) -> None:
         raise UserError(commit[:10], "not a commit of this repository; run `git fetch`")
     _extract(commit, root, folder)
     git("init", "--quiet", at=folder)
-    if re.search(rb"^diff --git ", diff, re.MULTILINE):
+    if diff:
         # Paths in a diff begin at git's root. A carriage return is not white space to be fixed.
         apply = ("apply", f"-p{1 + _prefix(root).count('/')}", "--whitespace=nowarn", "-")
         git_bytes(*apply, at=folder, stdin=diff)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.errors import UserError
+from pipeline.errors import NoResultsError, UserError
 from pipeline.runtime.files import write_output
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(path, "cannot be read; run `dvc repro`") from error
+        raise NoResultsError(path, "cannot be read; run `dvc repro`") from error
     except (SafetensorError, KeyError, ValueError) as error:
         message = "is not a valid file of this project; run `dvc repro`"
         raise UserError(path, message) from error

@@ -56,9 +56,10 @@ class Results:
 
 
 def read_results(folder: Path = Path()) -> Results:
-    """Read a finished execution. Raises UserError about a missing or invalid file.
+    """Read a finished execution. Raises UserError about an invalid file.
 
-    Raises NoResultsError about a parameter with another value than the results have.
+    Raises NoResultsError about a missing file, or a parameter with another value than the results
+    have.
     """
     params = load_params(folder / paths.PARAMS)
     try:
@@ -88,7 +89,7 @@ def read_results(folder: Path = Path()) -> Results:
             results_sha256=hashlib.sha256(identity.encode()).hexdigest(),
         )
     except OSError as error:
-        raise UserError("results", f"cannot be read ({error}); run `dvc repro`") from error
+        raise NoResultsError("results", f"cannot be read ({error}); run `dvc repro`") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("results", "are not what the stages write; run `dvc repro`") from error
 

