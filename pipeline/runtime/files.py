@@ -35,7 +35,7 @@ def sha256_file(path: Path) -> str:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write an output of a stage. Raises UserError if that fails.
+    """Write an output of a stage, or a record. Raises UserError if that fails.
 
     It becomes a new file: DVC may have linked the old one to its cache (`cache.type`).
     """
@@ -60,13 +60,3 @@ def atomic_write(path: Path, content: bytes) -> None:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # fsync of a renamed file does not cover the rename itself.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,6 @@ waits for it. The follower reads the files that the training writes. It ends whe
 closed, which a kill of the training does as well. Nothing here imports MLflow.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -20,9 +19,9 @@ from typing import Any
 
 import psutil
 
-from pipeline.errors import UserError, writing
+from pipeline.errors import UserError
 from pipeline.paths import MODEL
-from pipeline.runtime.files import atomic_write, checkpoint_path, home, sha256_file
+from pipeline.runtime.files import checkpoint_path, home, sha256_file, write_output
 from pipeline.runtime.git import here
 from pipeline.runtime.locks import is_locked, try_lock
 
@@ -44,8 +43,7 @@ class PendingRun:
     execution: str  # 32 hexadecimal digits
     source: dict[str, Any] | None = None  # of git when the training began; None if git failed
     model_sha256: str = ""  # "" until the model is written
-    host: str = ""  # that began it, and when that was started: see _machine
-    boot: str = ""
+    host: str = ""  # that began it
     process: int = 0  # see dvc_process
 
     def has_ended(self) -> bool:
@@ -53,10 +51,9 @@ class PendingRun:
 
         A lock does not tell: another host may not see it, and between two stages there is none.
         """
-        host, boot = _machine()
-        if self.host != host or is_locked(self.lock):
+        if self.host != _host() or is_locked(self.lock):
             return False
-        return self.boot != boot or not psutil.pid_exists(self.process)
+        return not psutil.pid_exists(self.process)
 
     @property
     def path(self) -> Path:
@@ -70,8 +67,7 @@ class PendingRun:
 
     def save(self) -> None:
         """Write the record; a reader never sees half of it."""
-        with writing(self.path):
-            atomic_write(self.path, json.dumps(asdict(self)).encode())
+        write_output(self.path, json.dumps(asdict(self)).encode())
 
     def finish(self, model_sha256: str) -> None:
         """Record that the training has written this model."""
@@ -113,8 +109,7 @@ def follow_training(fingerprint: str, provenance: Mapping[str, Any]) -> Iterator
     """
     experiment = os.environ.get("DVC_EXP_NAME", "")
     record = PendingRun(experiment, fingerprint, dict(provenance), uuid.uuid4().hex, _source())
-    record.host, record.boot = _machine()
-    record.process = dvc_process()
+    record.host, record.process = _host(), dvc_process()
     interrupted = find_pending(fingerprint=fingerprint, experiment=experiment)
     # DVC gives an experiment a new name each time, unless the user names it.
     interrupted = interrupted or find_pending(fingerprint=fingerprint, model_sha256="")
@@ -165,14 +160,11 @@ def dvc_process() -> int:
     return os.getppid() if "DVC_STAGE" in os.environ else os.getpid()
 
 
-def _machine() -> list[str]:
-    """Hashes of this host (or container) and of its last start: no name is stored."""
-    files = [Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id")]
-    number, boot = (path.read_text(encoding="utf-8") if path.is_file() else "" for path in files)
+def _host() -> str:
+    """This host or container: a process number means something only in its namespace."""
     namespace = Path("/proc/self/ns/pid")
     space = namespace.stat().st_ino if namespace.exists() else 0
-    host = f"{platform.node()} {number} {space}"
-    return [hashlib.sha256(text.encode()).hexdigest() for text in (host, boot)]
+    return f"{platform.node()} {space}"
 
 
 def _folder() -> Path:
