@@ -12,7 +12,8 @@ from pipeline.runtime.fingerprint import CODE, fingerprint
 from pipeline.runtime.git import Source, artifact
 from pipeline.runtime.pending_run import PendingRun, dvc_process, find_pending
 from pipeline.tracking import run_note, upload
-from pipeline.tracking.client import Store, StoreError, experiments_of, store_errors
+from pipeline.tracking.address import StoreError, store_errors
+from pipeline.tracking.client import Store, experiments_of
 from pipeline.tracking.results import Results
 
 WAIT = 10.0  # seconds for the follower of a training that has just ended
@@ -43,8 +44,6 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
             if not finished:
                 store.tag(run, tags, results.params.model_dump())
             left_out = ", ".join(upload.fill(store, run, results, artifact(source)))
-            if left_out != run.data.tags.get(upload.LEFT_OUT, ""):
-                store.tag(run, {upload.LEFT_OUT: left_out})
             if not finished:  # set last: FINISHED means complete
                 store.close(run.info.run_id, "FINISHED", made)
             message = f"MLflow run {run.info.run_name}: {store.url(run)}"
@@ -79,9 +78,7 @@ def _find(store: Store, results: Results, record: PendingRun | None) -> Run | No
 
 def _is_complete(store: Store, run: Run, results: Results) -> bool:
     same = run.data.tags.get("results.sha256") == results.results_sha256
-    refused = "artifacts" in run.data.tags.get(upload.LEFT_OUT, "")  # perhaps not any more
-    done = same and run.info.status == "FINISHED" and not refused
-    return done and upload.is_whole(store, run)
+    return same and run.info.status == "FINISHED" and upload.is_whole(store, run)
 
 
 def _link(store: Store, run: Run, experiment: str) -> str:

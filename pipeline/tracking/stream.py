@@ -11,7 +11,8 @@ from pipeline.runtime.files import home
 from pipeline.runtime.git import Source, here
 from pipeline.runtime.pending_run import PendingRun
 from pipeline.tracking import run_note, upload
-from pipeline.tracking.client import open_store, optional, store_errors
+from pipeline.tracking.address import store_errors
+from pipeline.tracking.client import open_store, optional
 from pipeline.tracking.results import read_history, sample_pictures
 
 

@@ -25,7 +25,8 @@ from PIL import Image
 
 from pipeline.paths import DATASET, EVALUATION, MODEL
 from pipeline.runtime.files import modules
-from pipeline.tracking.client import Store, optional, store_errors
+from pipeline.tracking.address import store_errors
+from pipeline.tracking.client import Store, optional
 from pipeline.tracking.results import Picture, Results
 
 BATCH = 1000  # the most metrics that MLflow accepts in one call
@@ -34,7 +35,6 @@ REQUIRED = ("mlflow", "numpy", "safetensors", "torch")
 NOT_SERVED = ("commands", "evaluation", "figures", "stages", "tracking", "training")
 DIFF = "git.diff"
 PLAIN_MODEL = "model"  # folder among the artifacts of a run, if the store has no logged models
-LEFT_OUT = "left_out"  # tag: what the store refused
 Point = tuple[str, int]  # metric, step
 
 
@@ -107,12 +107,11 @@ def add_pictures(store: Store, run: Run, pictures: Sequence[Picture]) -> None:
 @store_errors()
 def is_whole(store: Store, run: Run) -> bool:
     """Whether the artifact store, which may be lost, has the run's reports and its model."""
-    if "artifacts" in run.data.tags.get(LEFT_OUT, ""):
-        return True
-    reports = _files(store, run.info.artifact_uri).list_artifacts(EVALUATION.parent.as_posix())
-    model = _model_files(store, run).list_artifacts()
-    names = {Path(entry.path).name for entry in (*reports, *model)}
-    return names >= {EVALUATION.name, "MLmodel"}
+    files = []
+    with optional("artifacts", []):
+        files += _files(store, run.info.artifact_uri).list_artifacts(EVALUATION.parent.as_posix())
+        files += _model_files(store, run).list_artifacts()
+    return {Path(entry.path).name for entry in files} >= {EVALUATION.name, "MLmodel"}
 
 
 @store_errors()

@@ -14,7 +14,8 @@ def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Any], str]:
     A run is found by its parameters and the sha256 of its model file.
     """
     # MLflow takes seconds to import.
-    from pipeline.tracking.client import StoreError, existing_store  # noqa: PLC0415
+    from pipeline.tracking.address import StoreError  # noqa: PLC0415
+    from pipeline.tracking.client import existing_store  # noqa: PLC0415
 
     try:
         store = existing_store(root)

@@ -1,0 +1,114 @@
+"""Where MLflow's store is, and whether this version of MLflow and this clone may use it.
+
+By default it is `mlflow.db` under the root of the repository. A queued DVC experiment runs in a
+folder that is deleted, so all paths are absolute. `MLFLOW_TRACKING_URI` names another store.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import get_local_path_or_none
+from sqlalchemy.engine import URL, make_url
+
+from pipeline.errors import UserError
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+TYPED = '"${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"'  # the address, in a shell
+REBUILD = "mv mlflow.db mlflow.db.$(date +%s) && python -m pipeline log-all"
+
+
+class StoreError(UserError):
+    """MLflow's store cannot be used: what happened, without passwords, and the next command."""
+
+    def __init__(self, message: str, command: str = "") -> None:
+        super().__init__("MLflow", f"{message}: {command}" if command else message)
+        self.message = message
+        self.command = command
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn what MLflow and the libraries below it raise into a StoreError. Also a decorator."""
+    try:
+        yield
+    except Exception as error:  # libraries of databases and artifact stores have types of their own
+        if isinstance(error, UserError):
+            raise
+        raise StoreError(_words(error)) from error
+
+
+def locate(root: Path) -> tuple[str, Path | None]:
+    """The URI of the store, and its file if it is an sqlite database; relative to `root`."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
+    if scheme(uri) != "sqlite":
+        return uri, None
+    url = make_url(uri)
+    file = (root / (url.database or "mlflow.db")).resolve()  # a link to another disk stays one
+    return sqlite_uri(url, file), file
+
+
+def sqlite_uri(url: URL, file: Path) -> str:
+    """The URI with another file."""
+    # MLflow takes the quoted path of `sqlite:///` for a folder to be created, but not this one.
+    url = url.set(drivername=f"sqlite+{url.get_driver_name()}", database=str(file))
+    return url.render_as_string(hide_password=False)
+
+
+def scheme(uri: str) -> str:
+    """The kind of a store: a database, http, ..."""
+    return urlsplit(uri).scheme.partition("+")[0]
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the store. Raises StoreError if a database is not of this version of MLflow.
+
+    MLflow would add its tables to any database, and upgrade one that others use as well.
+    """
+    if scheme(uri) in DATABASES:
+        # MLflow calls it after it has changed the tables. With a server its import is not needed.
+        from mlflow.store.db.utils import _verify_schema  # noqa: PLC0415 (a second)
+
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+        # If a database cannot be opened, MLflow would try for 100 seconds.
+        if sqlalchemy.inspect(engine).get_table_names():
+            try:
+                _verify_schema(engine)
+            except MlflowException as error:
+                message = "the database is not of this version of MLflow"
+                raise StoreError(message, f"mlflow db upgrade {TYPED}") from error
+    return MlflowClient(tracking_uri=uri)
+
+
+def check_location(location: str, root: Path, file: Path | None) -> None:
+    """Raise StoreError if artifacts would be written into another clone, or into one that moved."""
+    if (local := get_local_path_or_none(location)) is None:
+        return
+    folder, own = Path(local), file.parent if file else root
+    clone = next((each for each in folder.parents if (each / ".dvc").is_dir()), own)
+    if clone in (root, own) and (own in folder.parents or folder.is_dir()):
+        return
+    is_default = file == (root / "mlflow.db").resolve()
+    advice = REBUILD if is_default else "use an MLflow server, or another MLFLOW_EXPERIMENT_NAME"
+    raise StoreError("the artifacts are of another folder, or this one was moved or copied", advice)
+
+
+def _words(error: BaseException) -> str:
+    """The message of the first cause in one line, without addresses and passwords."""
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, KeyError):
+        error = cause
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    words = " ".join(str(error).split()) or type(error).__name__
+    words = re.sub(r"\S*://\S*", "<address>", words)
+    # Pieces of scheme://user:password@host, also of a password that contains :, / or @.
+    before_host = os.environ.get("MLFLOW_TRACKING_URI", "").rpartition("@")[0]
+    for piece in re.findall(r"[^:/@]+", before_host)[2:]:
+        words = words.replace(piece, "<password>")
+    return words[:200]
