@@ -5,10 +5,12 @@ Nothing is changed without --fix. For problems of DVC and git see docs/troublesh
 
 import argparse
 import hashlib
+import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +18,10 @@ from typing import Any, NamedTuple
 from dvc.repo import Repo
 
 from pipeline.params import read_yaml
-from pipeline.paths import DVC_LOCK
+from pipeline.paths import DVC_LOCK, EVALUATION
 from pipeline.runtime.cores import running_experiments
 from pipeline.runtime.files import home
-from pipeline.runtime.git import experiments
+from pipeline.runtime.git import Experiment, experiments, text_at
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.tracking.address import REBUILD, StoreError
 from pipeline.tracking.client import Store, existing_store, experiments_of
@@ -65,15 +67,27 @@ def check_store(root: Path) -> Iterator[Problem]:
     try:
         store = existing_store(root)
         runs = store.runs() if store else []
-        names = {experiment.name for experiment in experiments(root)}
-        for name in sorted(names.difference(*map(experiments_of, runs))):
-            yield Problem(f"experiment {name} has no MLflow run", LOG_ALL)
+        for entry in experiments(root):
+            if not any(has_results(run, entry, root) for run in runs):
+                yield Problem(f"experiment {entry.name} has no MLflow run", LOG_ALL)
         if store:
             yield from check_runs(store, runs)
     except StoreError as error:
         server = f"start the server or unset MLFLOW_TRACKING_URI, then {LOG_ALL}"
         advice = server if os.environ.get("MLFLOW_TRACKING_URI") else REBUILD
+        if "locked" in error.message:
+            advice = f"close the program that uses it, then {LOG_ALL}"
         yield Problem(f"MLflow: {error.message}", when_idle(error.command or advice))
+
+
+def has_results(run: Any, entry: Experiment, root: Path) -> bool:
+    """Whether the run names the experiment, and has its metrics: a name may be used again."""
+    if entry.name not in experiments_of(run):
+        return False
+    with suppress(ValueError, LookupError, TypeError):  # log-all reports what is wrong with it
+        metrics = json.loads(text_at(entry.commit, EVALUATION.as_posix(), root))["test"]
+        return all(run.data.metrics.get(f"test/{key}") in (metrics[key], None) for key in metrics)
+    return True
 
 
 def check_runs(store: Store, runs: list[Any]) -> Iterator[Problem]:

@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> None:
     if failed:
         raise UserError("log-all", f"not in MLflow: {', '.join(failed)}")
     count = f"{len(logged)} of {len(commits) + 1}"
-    print(f"log-all: {count} are complete in MLflow; `make ui` shows them")
+    print(f"log-all: {count} are complete in MLflow" + "; `make ui` shows them" * bool(logged))
 
 
 def log_commit(store: Store, root: Path, entry: git.Experiment) -> str:
@@ -66,21 +66,29 @@ def require_executed(folder: Path) -> None:
     A file of DVC's cache may be absent: then the stages that write and read it must agree on its
     hash.
     """
-    # In a commit's temporary folder there is no git, and DVC is to leave nothing behind.
-    core = {"no_scm": True, "site_cache_dir": str(folder / ".dvc" / "tmp")}
     try:
-        with Repo(str(folder), config={"core": core}) as repo:
-            stages = [stage for stage in repo.index.stages if stage.name != "log"]
-        outs = [out for stage in stages for out in stage.outs]
-        cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
-        changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}
-        for item in [*outs, *(dep for stage in stages for dep in stage.deps)]:
-            status = item.workspace_status()
-            is_absent = "deleted" in status.values()
-            if not is_absent or item.hash_info != cached.get(item.fs_path):
-                changed |= status.keys()
+        # In a commit's temporary folder there is no git, and DVC is to leave nothing behind. In its
+        # configuration, $HOME in the name of a folder would be a variable.
+        with tempfile.TemporaryDirectory() as scratch:
+            core = {"no_scm": True, "site_cache_dir": scratch}
+            changed = _changed(Repo(str(folder), config={"core": core}))
     except Exception as error:  # of DVC
         raise UserError("dvc", " ".join(str(error).split())) from error
     if changed:
         names = ", ".join(sorted(changed)[:5])
         raise NoResultsError(names, "not what dvc.lock records as executed; `dvc repro`")
+
+
+def _changed(repo: Repo) -> set[str]:
+    """What differs from dvc.lock: parameters, code, stages, outputs."""
+    stages = [stage for stage in repo.index.stages if stage.name != "log"]
+    outs = [out for stage in stages for out in stage.outs]
+    cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
+    changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}
+    for item in [*outs, *(dep for stage in stages for dep in stage.deps)]:
+        for path, state in item.workspace_status().items():
+            if isinstance(state, dict):
+                changed |= {f"{path}: {key}" for key in state}
+            elif state != "deleted" or item.hash_info != cached.get(item.fs_path):
+                changed.add(path)
+    return changed

@@ -25,9 +25,12 @@ DIFF = "diff --binary --no-ext-diff --no-textconv --unified=3 --no-color -O/dev/
 DIFF += " --src-prefix=a/ --dst-prefix=b/ --submodule=short --ignore-submodules=none"
 # What stages write is a function of the rest, and therefore no part of a diff.
 INPUTS = ("--", ".", ":!dvc.lock", ":!reports")
-# Set by git for hooks and aliases; they name another repository, or change what a command does.
-OF_HOOKS = "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_OBJECT_DIRECTORY"
-OF_HOOKS += " GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_CONFIG_PARAMETERS GIT_LITERAL_PATHSPECS"
+# Set by git for hooks and aliases (`git rev-parse --local-env-vars`), or changing what a command
+# does. GIT_CONFIG_COUNT is left: containers pass the user's configuration with it.
+CLEARED = "ALTERNATE_OBJECT_DIRECTORIES ATTR_SOURCE COMMON_DIR CONFIG CONFIG_PARAMETERS DIFF_OPTS"
+CLEARED += " DIR EXTERNAL_DIFF GLOB_PATHSPECS GRAFT_FILE ICASE_PATHSPECS IMPLICIT_WORK_TREE"
+CLEARED += " INDEX_FILE INTERNAL_SUPER_PREFIX LITERAL_PATHSPECS NAMESPACE NOGLOB_PATHSPECS"
+CLEARED += " NO_REPLACE_OBJECTS OBJECT_DIRECTORY PREFIX REPLACE_REF_BASE SHALLOW_FILE WORK_TREE"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def git(*arguments: str, at: Path = Path(), optional: bool = False) -> str:
 
 def git_bytes(*arguments: str, at: Path, optional: bool = False, stdin: bytes = b"") -> bytes:
     """Like `git`, for input and output that need not be UTF-8."""
-    env = {name: value for name, value in os.environ.items() if name not in OF_HOOKS.split()}
+    cleared = {f"GIT_{name}" for name in CLEARED.split()}
+    env = {name: value for name, value in os.environ.items() if name not in cleared}
     command = ["git", *PINNED.split(), *arguments]
     try:
         done = subprocess.run(
@@ -141,6 +145,12 @@ def workspace(root: Path) -> Experiment | None:
     return replace(changed, baseline=last.commit) if changed else None
 
 
+def text_at(commit: str, path: str, root: Path) -> str:
+    """Return the text of a file in a commit; "" if the commit has no such file."""
+    listed = git("ls-tree", commit, "--", path, at=root)
+    return git("cat-file", "blob", f"{commit}:./{path}", at=root) if listed else ""
+
+
 def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> None:
     """Write the files of a commit into `folder`, and the files `cached` that its dvc.lock names.
 
@@ -160,7 +170,7 @@ def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> 
             files.get_file(prefix + path.as_posix(), str(folder / path))
         except (FileNotFoundError, NoRemoteError) as error:
             advice = "`dvc pull` or `dvc repro`"
-            raise NoResultsError(path, f"is not on this machine; {advice}") from error
+            raise NoResultsError(path, f"not on this machine; {advice}") from error
         except Exception as error:  # of DVC, its remote, or the network
             raise UserError("dvc", " ".join(str(error).split())) from error
 

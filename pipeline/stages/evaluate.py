@@ -28,7 +28,7 @@ from pipeline.model.vae import VAE, load_vae
 from pipeline.params import Params, load_params
 from pipeline.runtime.cores import share_of_cores
 from pipeline.runtime.device import prepare_device, set_threads
-from pipeline.runtime.files import write_output
+from pipeline.runtime.files import sha256_file, write_output
 from pipeline.runtime.pending_run import mark_failure
 
 HEADLINE = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance", "knn_accuracy")
@@ -138,14 +138,15 @@ def compare_samples(model: VAE, split: Split) -> dict[str, float]:
 
 
 def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, params: Params) -> None:
-    """Write one row per image, in the order of the test split; the metadata names the protocol."""
+    """Write one row per image, in the order of the test split; metadata: the protocol, the model."""
     protocol = params.model_dump(include={"eval_samples", "eval_proposal_scale"}) | {
         "images": digest(split.images),
         "binarization": digest(reconstruction.binarize(split.images)),
         "likelihood": model.likelihood.name,
     }
     table = pyarrow.table({name: values.float().numpy() for name, values in columns.items()})
-    table = table.replace_schema_metadata({"protocol": json.dumps(protocol, sort_keys=True)})
+    about = {"protocol": json.dumps(protocol, sort_keys=True), "model": sha256_file(paths.MODEL)}
+    table = table.replace_schema_metadata(about)
     content = io.BytesIO()
     pyarrow.parquet.write_table(table, content, compression="zstd")
     write_output(paths.PER_IMAGE, content.getvalue())

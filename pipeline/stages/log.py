@@ -6,7 +6,7 @@ changes nothing. An unreachable store fails nothing, because DVC would discard t
 
 import sys
 
-from pipeline.errors import UserError, run
+from pipeline.errors import run
 from pipeline.paths import LOGGED
 from pipeline.runtime.files import home, write_output
 from pipeline.runtime.git import here
@@ -24,7 +24,7 @@ def main() -> None:
         from pipeline.tracking.log_run import log_run  # noqa: PLC0415
 
         print(f"log: {log_run(open_store(home()), results, here())}")
-    except (UserError, ImportError) as error:
+    except Exception as error:  # whatever MLflow and what it imports may raise
         advice = "the results are in the files: run `python -m pipeline log-all` once that works"
         print(f"log: not in MLflow ({error}); {advice}", file=sys.stderr)
     # Always the same bytes: a run's id would return from DVC's run-cache for another experiment.

@@ -6,14 +6,18 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
     # By default MLflow waits 4 minutes for a server that refuses connections, 20 for a silent one.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "PGCONNECT_TIMEOUT": "4",  # read by PostgreSQL's client library
 }
-# What a run contains, and that it is there when a call returns, is no setting.
-FIXED = {"MLFLOW_ENABLE_ASYNC_LOGGING": "false", "MLFLOW_TRUNCATE_LONG_VALUES": "true"}
+# What a run contains, and that it is there when a call returns, is no setting. MLflow cannot be
+# imported with a level that it does not know.
+FIXED = {
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)  # the user's own values take precedence
 os.environ.update(FIXED)

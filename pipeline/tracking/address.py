@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import mlflow.store
 import sqlalchemy
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import get_local_path_or_none
@@ -20,6 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from pipeline.errors import UserError
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SUPPORTED = "use http(s)://SERVER, sqlite:///FILE, postgresql://..., mysql://... or mssql://..."
 TYPED = '"${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"'  # the address, in a shell
 REBUILD = "mv mlflow.db mlflow.db.$(date +%s) && python -m pipeline log-all"
 
@@ -50,7 +54,11 @@ def locate(root: Path) -> tuple[str, Path | None]:
     if scheme(uri) != "sqlite":
         return uri, None
     url = make_url(uri)
-    file = (root / (url.database or "mlflow.db")).resolve()  # a link to another disk stays one
+    file = (root / (url.database or ".")).resolve()  # a link to another disk stays one
+    is_path = url.database and not url.database.startswith((":memory:", "file:"))
+    if not is_path or not file.parent.is_dir() or ("?" in uri and not url.query):
+        missing = "names no file in a folder that exists (write % as %25, ? as %3F)"
+        raise StoreError(f"MLFLOW_TRACKING_URI {missing}: {SUPPORTED}")
     return sqlite_uri(url, file), file
 
 
@@ -67,23 +75,33 @@ def scheme(uri: str) -> str:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the store. Raises StoreError if a database is not of this version of MLflow.
+    """A client of the store. Raises StoreError if this version of MLflow cannot use it."""
+    if scheme(uri) in DATABASES:
+        # If a database cannot be opened, MLflow would try for 100 seconds.
+        _check_tables(sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool))
+        return MlflowClient(tracking_uri=uri)
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except MlflowException as error:
+        raise StoreError(f"does not support this MLFLOW_TRACKING_URI: {SUPPORTED}") from error
+
+
+def _check_tables(engine: sqlalchemy.Engine) -> None:
+    """Raise StoreError if the tables of a database are not those of this version of MLflow.
 
     MLflow would add its tables to any database, and upgrade one that others use as well.
     """
-    if scheme(uri) in DATABASES:
-        # MLflow calls it after it has changed the tables. With a server its import is not needed.
-        from mlflow.store.db.utils import _verify_schema  # noqa: PLC0415 (a second)
-
-        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-        # If a database cannot be opened, MLflow would try for 100 seconds.
-        if sqlalchemy.inspect(engine).get_table_names():
-            try:
-                _verify_schema(engine)
-            except MlflowException as error:
-                message = "the database is not of this version of MLflow"
-                raise StoreError(message, f"mlflow db upgrade {TYPED}") from error
-    return MlflowClient(tracking_uri=uri)
+    tables = sqlalchemy.inspect(engine).get_table_names()
+    if tables and "experiments" not in tables:
+        raise StoreError(f"the database belongs to another program: {SUPPORTED}")
+    scripts = ScriptDirectory(str(Path(mlflow.store.__file__).with_name("db_migrations")))
+    with engine.connect() as connection:
+        version = MigrationContext.configure(connection).get_current_revision()
+    if version in (None, scripts.get_current_head()):
+        return
+    if version in {script.revision for script in scripts.walk_revisions()}:
+        raise StoreError("the database is of an older MLflow", f"mlflow db upgrade {TYPED}")
+    raise StoreError("the database is of a newer MLflow", "python -m pip install -U mlflow")
 
 
 def check_location(location: str, root: Path, file: Path | None) -> None:

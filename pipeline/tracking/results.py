@@ -72,6 +72,9 @@ def read_results(folder: Path = Path()) -> Results:
                 raise NoResultsError(f"params.yaml: {key}", message)
         reports = _reports(folder)
         sums = {path.as_posix(): sha256_file(folder / path) for path in (paths.MODEL, *reports)}
+        model = sums[paths.MODEL.as_posix()]
+        if per_image.metadata.get(b"model", model.encode()) != model.encode():
+            raise UserError(paths.PER_IMAGE, "was evaluated with another model; run `dvc repro`")
         identity = json.dumps([params.model_dump(), sums], sort_keys=True)
         evaluation = json.loads((folder / paths.EVALUATION).read_bytes())
         classifier = json.loads((folder / paths.CLASSIFIER_REPORT).read_bytes())["classifier"]
@@ -85,7 +88,7 @@ def read_results(folder: Path = Path()) -> Results:
             splits=provenance["splits"]
             | {"test": {"num_images": per_image.num_rows, "sha256": protocol["images"]}},
             classifier_sha256=str(classifier["sha256"]),
-            model_sha256=sums[paths.MODEL.as_posix()],
+            model_sha256=model,
             results_sha256=hashlib.sha256(identity.encode()).hexdigest(),
         )
     except OSError as error:

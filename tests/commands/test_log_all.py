@@ -59,8 +59,8 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("path", "old", "new", "named"),
     [
-        (PARAMS, "eval_samples: 20", "eval_samples: 30", "params.yaml: "),
-        (PARAMS, "learning_rate: 1e-3", "learning_rate: 2e-3", "params.yaml: "),
+        (PARAMS, "eval_samples: 20", "eval_samples: 30", "params.yaml: eval_samples: "),
+        (PARAMS, "learning_rate: 1e-3", "learning_rate: 2e-3", "params.yaml: learning_rate: "),
         (CODE, "import", "import sys\nimport", "pipeline/evaluation: "),
         (REPORT, '"kl": ', '"kl": 1', "reports/metrics.json: "),
         ("dvc.yaml", "stages.evaluate", "stages.evaluate -v", "dvc.yaml: evaluate: "),
@@ -109,7 +109,7 @@ def test_results_that_are_not_here_are_no_failure(repo, tmp_path):
     repo.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
     clone = Repo(tmp_path / "clone", repo.mirror)
     lines = clone.pipeline("log-all").splitlines()
-    assert "log-all: HEAD: data/vae.safetensors: is not on this machine" in lines[0]
+    assert "log-all: HEAD: data/vae.safetensors: not on this machine" in lines[0]
     assert "log-all: workspace: data/vae.safetensors: cannot be read" in lines[1]
     assert lines[-1].startswith("log-all: 0 of 2 are complete in MLflow")
     for each in (clone, repo):
@@ -127,6 +127,7 @@ def test_a_name_that_is_used_again_leaves_each_run_its_files(repo, log):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(repo.env, "MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
         repo.run(*execute, "eval_samples=40", "-f")
+    assert "experiment narrow has no MLflow run" in repo.pipeline("doctor", ok=False)
     repo.run("git", "checkout", "-q", ".")
     repo.run("git", "commit", "--allow-empty", "-qm", "another baseline")
     repo.run(*execute, "eval_samples=50")

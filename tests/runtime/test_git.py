@@ -168,8 +168,8 @@ def test_workspace_is_an_experiment_once_its_lock_has_changed(root):
     repro()
     changed = git.workspace(root)
     assert changed.baseline == run_git("rev-parse", "HEAD")
-    lock = run_git("show", f"{changed.commit}:./dvc.lock")
-    assert lock == Path("dvc.lock").read_text().strip()
+    assert git.text_at(changed.commit, "dvc.lock", root) == Path("dvc.lock").read_text()
+    assert git.text_at(changed.commit, "no such file", root) == ""
     commit()
     os.utime("dvc.lock", (0, 0))
     assert git.workspace(root) is None, "touched only"
@@ -238,8 +238,9 @@ def test_the_variables_of_a_git_hook_do_not_redirect_it(root, tmp_path, monkeypa
     last = run_git("rev-parse", "HEAD")
     change_files()
     expected = git.here(root)
-    for name in ("DIR", "WORK_TREE", "INDEX_FILE", "PREFIX", "COMMON_DIR", "OBJECT_DIRECTORY"):
-        monkeypatch.setenv(f"GIT_{name}", str(tmp_path / "other/.git"))
+    for name in {*run_git("rev-parse", "--local-env-vars").split()} - {"GIT_CONFIG_COUNT"}:
+        monkeypatch.setenv(name, str(tmp_path / "other/.git"))
+    monkeypatch.setenv("GIT_DIFF_OPTS", "-u0")
     for name in ("GIT_EXTERNAL_DIFF", "GIT_LITERAL_PATHSPECS"):
         monkeypatch.setenv(name, "true")
     assert git.here(root) == expected and expected.baseline == last

@@ -118,14 +118,20 @@ def test_the_path_of_a_database_may_have_any_name(place, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("uri", [
-    "file:runs", "/runs", "127.0.0.1:5000", "uc:x", "postgres://u:s3cr3t@h/d",
+    "file:runs", "/runs", "127.0.0.1:5000", "uc:x", "postgres://u:s3cr3t@h/d", "sqlite://",
+    "sqlite:///:memory:", "sqlite:///a%20b/x.db", "sqlite:///q?x.db",
 ])  # fmt: skip
-def test_what_is_no_store_is_reported_and_left_as_it_is(loggable, monkeypatch, capsys, uri):
+def test_what_is_no_store_is_reported_with_what_is_supported(loggable, monkeypatch, capsys, uri):
     before = set(loggable.rglob("*"))
+    (loggable / "a%20b").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     line = refused(capsys)
-    assert "unset MLFLOW_TRACKING_URI" in line and "s3cr3t" not in line
-    assert {path.name for path in {*loggable.rglob("*")} - before} <= {"mlflow.lock", "logged"}
+    assert "MLFLOW_TRACKING_URI" in line and "http(s)://" in line and "s3cr3t" not in line
+    assert {path.name for path in {*loggable.rglob("*")} - before} <= {
+        "a%20b",
+        "mlflow.lock",
+        "logged",
+    }
 
 
 def test_a_moved_or_copied_clone_writes_nothing_into_the_old_place(
@@ -182,24 +188,24 @@ def test_a_database_of_an_older_mlflow_is_upgraded_by_the_command_that_is_named(
     command.upgrade(config, "3500859a5d39")
     before = Path("mlflow.db").read_bytes()
     problem = refused(capsys)
-    assert "version of MLflow: when no experiment is running: mlflow db upgrade " in problem
+    assert "older MLflow: when no experiment is running: mlflow db upgrade " in problem
     assert Path("mlflow.db").read_bytes() == before
     follow(problem)
     logged(capsys)
 
 
 def test_databases_of_others_are_left_as_they_are(loggable, capsys):
-    """Of a newer MLflow, and of another program."""
-    newer = "update alembic_version set version_num = 'ffffffffffff'"
-    for change in (newer, "create table albums (id)"):
-        if change != newer:
+    for change, words in [
+        ("update alembic_version set version_num = 'ffffffffffff'", "pip install -U mlflow"),
+        (None, "another program"),
+    ]:
+        if change is None:
             Path("mlflow.db").unlink()
         with closing(sqlite3.connect("mlflow.db")) as database:
-            database.execute(change)
+            database.execute(change or "create table albums (id)")
             database.commit()
         before = Path("mlflow.db").read_bytes()
-        assert "not of this version of MLflow" in refused(capsys)
-        assert Path("mlflow.db").read_bytes() == before
+        assert words in refused(capsys) and Path("mlflow.db").read_bytes() == before
 
 
 def test_a_deleted_experiment_is_restored_by_the_command_that_is_named(loggable, capsys):
