@@ -138,7 +138,7 @@ def compare_samples(model: VAE, split: Split) -> dict[str, float]:
 
 
 def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, params: Params) -> None:
-    """Write one row per image, in the order of the test split; metadata: the protocol, the model."""
+    """Write one row per image, in the order of the test split; metadata: protocol and model."""
     protocol = params.model_dump(include={"eval_samples", "eval_proposal_scale"}) | {
         "images": digest(split.images),
         "binarization": digest(reconstruction.binarize(split.images)),
