@@ -95,13 +95,15 @@ class Repo:
 
     def store(self) -> MlflowClient:
         """A client. MLflow keeps a database open by its path, so a new file gets a new path."""
-        if address := self.env.get("MLFLOW_TRACKING_URI"):
+        address = self.env.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+        if not address.startswith("sqlite:///"):
             return MlflowClient(tracking_uri=address)
-        made = (self.root / "mlflow.db").stat()
-        alias = self.root / ".dvc" / "tmp" / f"root-{made.st_ino}-{made.st_ctime_ns}"
+        file = self.root / address.removeprefix("sqlite:///")
+        made = file.stat()
+        alias = self.mirror.parent / f"root-{made.st_ino}-{made.st_ctime_ns}"
         if not alias.exists():
-            alias.symlink_to(self.root)
-        return MlflowClient(tracking_uri=f"sqlite:///{alias}/mlflow.db")
+            alias.symlink_to(file.parent)
+        return MlflowClient(tracking_uri=f"sqlite:///{alias}/{file.name}")
 
     def runs(self) -> dict[str, Run]:
         """Every MLflow run of the repository by its name; asserts that names differ."""
@@ -113,7 +115,7 @@ class Repo:
 
 
 def _tracking_store(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if name.startswith(("mlflow.db", "mlartifacts", "root-"))]
+    return [name for name in names if name.startswith(("mlflow.db", "mlartifacts"))]
 
 
 def plant(
