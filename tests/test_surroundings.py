@@ -22,7 +22,7 @@ from helpers.repo import Repo
 from helpers.servers import mlflow_server
 
 FOLDERS = [
-    "plain", "café", "cafe\u0301", "with blank", "100% & 50%20", "a#b", "what?", "it's \"it\"",
+    "plain", "café", "cafe\u0301", "with blank", "100% & more", "a#b", "what?", "it's \"it\"",
     "(x) [y] {z}", "+@=;,", "漢字", "$HOME",
 ]  # fmt: skip
 
