@@ -4,8 +4,10 @@ import argparse
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -183,6 +185,10 @@ def test_a_moved_repository_and_a_damaged_store_are_rebuilt(repo, tmp_path):
         assert not repo.root.exists()
         follow(moved, line)
         assert moved.pipeline("doctor") == HEALTHY
+        with closing(sqlite3.connect(moved.root / "mlflow.db")) as database:
+            database.execute("begin exclusive")  # it is in use, and therefore not to be moved
+            line = moved.pipeline("doctor", ok=False).splitlines()[0]
+            assert "database is locked: close the program that uses it" in line
         (moved.root / "mlflow.db").write_bytes(b"no database" * 100)
         follow(moved, moved.pipeline("doctor", ok=False).splitlines()[0])
         assert moved.pipeline("doctor") == HEALTHY

@@ -152,6 +152,7 @@ def litter(folder: Path) -> None:
     """Leave what editors, file managers and people leave in a folder."""
     (folder / "folder").mkdir(parents=True)
     names = (".DS_Store", "._generated-epoch-0001.png", "._network.py", "~$a.csv", "notes.txt")
+    names += ("network (copy).py",)
     for name in (*names, "folder/notes.txt"):
         (folder / name).write_bytes(b"\0")
     (folder / ".#network.py").symlink_to("user@host.1234")  # Emacs's lock

@@ -116,12 +116,15 @@ def test_untracked_files_are_named_and_the_code_is_restored_nevertheless(root, t
     assert Path("binary").read_bytes() == FILES["binary"][changed]
 
 
-def test_line_endings_are_those_of_the_commit(root, tmp_path):
+def test_files_are_those_of_the_commit_whatever_the_user_has_configured(root, tmp_path):
     run_git("config", "core.autocrlf", "true")
+    attributes = "binary export-ignore\n* text=auto eol=crlf\n"
+    Path(".git/info/attributes").write_text(attributes)
     git.check_out("HEAD", [], root, tmp_path / "files")
     git.clone(root, "HEAD", b"", tmp_path / "clone")
     for folder in ("files", "clone"):
-        assert (tmp_path / folder / "latin.txt").read_bytes() == FILES["latin.txt"][0]
+        for name, (content, _) in FILES.items():
+            assert (tmp_path / folder / name).read_bytes() == content
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="signs the commit")

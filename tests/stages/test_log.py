@@ -24,6 +24,7 @@ from pipeline.params import load_params
 from pipeline.runtime import git
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.pending_run import pending_runs
+from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
 from pipeline.stages import log
 from pipeline.tracking import log_run, upload
 from pipeline.tracking.client import experiments_of
@@ -249,6 +250,13 @@ def test_the_store_may_be_links_to_another_disk(loggable, tmp_path_factory):
 def test_parameters_that_differ_from_the_results_are_refused(loggable, name):
     set_params(loggable, {name: 5})
     with error_about(f"params.yaml: {name}"):
+        log.main()
+
+
+def test_metrics_of_another_model_are_refused(loggable):
+    header = read_header(paths.MODEL)
+    write_tensors(paths.MODEL, read_tensors(paths.MODEL), header | {"trained": "again"})
+    with error_about(paths.PER_IMAGE):
         log.main()
 
 

@@ -12,7 +12,8 @@ def test_that_a_call_has_written_is_no_setting():
     code = (
         "import pipeline.tracking, mlflow; print(mlflow.config.MLFLOW_ENABLE_ASYNC_LOGGING.get())"
     )
-    env = os.environ | {"MLFLOW_ENABLE_ASYNC_LOGGING": "true"}
+    # MLflow cannot be imported with a level that it does not know.
+    env = os.environ | {"MLFLOW_ENABLE_ASYNC_LOGGING": "true", "MLFLOW_LOGGING_LEVEL": "loud"}
     command = [sys.executable, "-c", code]
     output = subprocess.check_output(command, cwd=ROOT, env=env, text=True)
     assert output == "False\n"
