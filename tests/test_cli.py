@@ -49,9 +49,9 @@ def test_a_repository_of_another_user_is_reported_by_git(name, loggable, monkeyp
 def make_ui(folder, port) -> subprocess.Popen:
     """`make ui` as in a terminal, in a folder with a blank in its name."""
     (folder / "a clone").mkdir()
-    command = ["make", "-f", str(ROOT / "Makefile"), "ui", "-o", "setup", f"VENV={sys.prefix}"]
+    command = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "ui", "-o", "setup"]
     return subprocess.Popen(
-        [*command, f"PORT={port}", f"CURDIR={folder / 'a clone'}"], cwd=folder / "a clone",
+        [*command, f"VENV={sys.prefix}", f"PORT={port}", f"CURDIR={folder / 'a clone'}"], cwd=folder / "a clone",
         start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
