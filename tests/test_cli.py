@@ -50,8 +50,9 @@ def make_ui(folder, port) -> subprocess.Popen:
     """`make ui` as in a terminal, in a folder with a blank in its name."""
     (folder / "a clone").mkdir()
     command = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "ui", "-o", "setup"]
+    command += [f"VENV={sys.prefix}", f"PORT={port}", f"CURDIR={folder / 'a clone'}"]
     return subprocess.Popen(
-        [*command, f"VENV={sys.prefix}", f"PORT={port}", f"CURDIR={folder / 'a clone'}"], cwd=folder / "a clone",
+        command, cwd=folder / "a clone",
         start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
