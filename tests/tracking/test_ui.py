@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -105,7 +106,10 @@ def page(store, tmp_path_factory) -> Iterator[Page]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with started(make, store.root, dict(os.environ)) as process:
         wait_for(f"http://127.0.0.1:{port}/health", process)
-        (line,) = (store.root / "server.log").read_text().splitlines()
+        log = store.root / "server.log"
+        while not log.read_text().endswith("\n"):  # make asks the server, too
+            time.sleep(0.1)
+        (line,) = log.read_text().splitlines()
         assert "workflowType=machine_learning" in line, "make prints the link, and nothing else"
         with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as browser:
             yield Page(browser, f"http://127.0.0.1:{port}")
