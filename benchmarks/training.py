@@ -59,7 +59,7 @@ def autograd_epochs(split: Split) -> Iterator[float]:
         order = torch.randperm(len(split.images)).to(device)
         for chosen in order.split(PARAMS.batch_size):
             batch = to_batch(split.images[chosen], split.labels[chosen], device)
-            eps = torch.randn(len(chosen), PARAMS.z_dim, device=device)
+            eps = torch.randn(len(chosen), 1, PARAMS.z_dim, device=device)
             loss = elbo_terms(model, batch, eps).neg_elbo.sum()
             adam.zero_grad()
             loss.backward()

@@ -18,8 +18,21 @@ from pipeline.paths import PARAMS
 NOT_IN_RESULTS = frozenset({"device", "sample_every"})
 
 
+# A parameter that is not at its default, and what it needs another one to be.
+NEEDS: dict[str, tuple[str, tuple[object, ...]]] = {
+    "prior_components": ("prior", ("mixture", "vamp")),
+    "beta": ("objective", ("elbo",)),
+    "warmup_epochs": ("objective", ("elbo",)),
+    "free_bits": ("objective", ("elbo",)),
+}
+
+
 class Params(BaseModel):
-    """Every parameter of the pipeline. params.yaml has a comment and the range of each."""
+    """Every parameter of the pipeline. params.yaml has a comment and the range of each.
+
+    A parameter with a default was added after the first version. At its default it changes nothing,
+    and model files do not mention it: results from before stay what they are.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -31,6 +44,13 @@ class Params(BaseModel):
     h_dim: Annotated[int, Field(ge=1, le=8192)]
     h_layers: Annotated[int, Field(ge=1, le=8)]
     activation: Literal["relu", "tanh", "gelu", "silu"]
+    prior: Literal["normal", "mixture", "vamp"] = "normal"
+    prior_components: Annotated[int, Field(ge=1, le=10_000)] = 10
+    objective: Literal["elbo", "iwae", "dreg"] = "elbo"
+    num_samples: Annotated[int, Field(ge=1, le=1000)] = 1
+    beta: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 0
+    free_bits: Annotated[float, Field(ge=0, le=100)] = 0.0
     num_epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=1, le=60_000)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
@@ -42,17 +62,34 @@ class Params(BaseModel):
     eval_proposal_scale: Annotated[float, Field(ge=0.1, le=10)]
 
 
+# Of the parameters that were added after the first version.
+DEFAULTS = {
+    key: field.default for key, field in Params.model_fields.items() if not field.is_required()
+}
+
+
 def load_params(path: Path = PARAMS) -> Params:
     """Read and check the whole file. Raises UserError about the key, or about the file."""
     content = read_yaml(path)
     try:
-        return Params.model_validate(content)
+        params = Params.model_validate(content)
     except ValidationError as error:
         # A misspelled key is both unknown and missing; the unknown key is the one to report.
         first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
         key = str(first["loc"][0])
         value = "" if first["type"] == "missing" else f" (got {content[key]!r:.60})"
         raise UserError(f"{path.name}: {key}", f"{first['msg']}{value}") from error
+    check_combination(params)
+    return params
+
+
+def check_combination(params: Params) -> None:
+    """Raise UserError about a parameter that another one leaves without meaning."""
+    for key, (other, values) in NEEDS.items():
+        value, given = getattr(params, key), getattr(params, other)
+        if value != DEFAULTS[key] and given not in values:
+            message = f"has no meaning with {other}: {given} (got {value!r})"
+            raise UserError(f"params.yaml: {key}", message)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

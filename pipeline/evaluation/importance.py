@@ -12,10 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.reconstruction import Recon, decode_draws
+from pipeline.evaluation.reconstruction import Recon
 from pipeline.model.network import Batch
 from pipeline.model.vae import VAE
-from pipeline.runtime.randomness import PROTOCOL_SEED, generator, standard_normal
+from pipeline.runtime.randomness import PROTOCOL_SEED, generator, standard_normal, uniform
 
 # Draws that are decoded at a time: on a CPU what its caches hold, on a GPU enough to keep it busy.
 ROWS = {"cpu": 512, "cuda": 1 << 17, "mps": 1 << 16}
@@ -32,11 +32,11 @@ def noise(num_samples: int, z_dim: int, images: range) -> Tensor:
 def log_weights(model: VAE, batch: Batch, eps: Tensor, recon: Recon, scale: float = 1) -> Tensor:
     """Log w for z = μ + scale σ ε ~ N(μ, (scale σ)²): ε [N, K, Z] → [N, K], on the CPU.
 
-    log w = log p(x|z) + Σ_j [log scale σ_j + ½ ε_j² − ½ z_j²]; the (2π)^½ of prior and q cancel.
+    log w = log p(x|z) + log p(z) − log q(z).
     """
     mu, log_var = (part.unsqueeze(1) for part in model.encode(batch))
     z = mu + scale * torch.exp(0.5 * log_var) * eps
-    log_ratio = (math.log(scale) + 0.5 * (log_var + eps.square() - z.square())).sum(dim=-1)
+    log_ratio = model.p_z().log_ratio(z, log_var, eps, scale)
     num_images, num_samples = log_ratio.shape
     rows = ROWS[z.device.type]
     step = max(1, rows // num_samples)
@@ -44,7 +44,7 @@ def log_weights(model: VAE, batch: Batch, eps: Tensor, recon: Recon, scale: floa
         images = slice(first, first + step)
         y = None if batch.y is None else batch.y[images]
         draws = z[images].split(rows, dim=1)
-        recons = [recon(decode_draws(model, some, y), batch.x[images]) for some in draws]
+        recons = [recon(model.decode(some, y), batch.x[images]) for some in draws]
         log_ratio[images] -= torch.cat(recons, dim=1)
     return log_ratio.cpu()
 
@@ -56,10 +56,11 @@ def prior_log_weights(model: VAE, batch: Batch, num_samples: int, recon: Recon) 
     Naive Monte Carlo: unbiased, and useless in practice: almost no sample from the prior explains a
     given x.
     """
-    z = standard_normal((num_samples, model.z_dim), PROTOCOL_SEED, "prior").to(batch.x)
+    eps = standard_normal((num_samples, model.z_dim), PROTOCOL_SEED, "prior").to(batch.x)
+    z = model.p_z().sample(eps, uniform(num_samples, PROTOCOL_SEED, "prior").to(batch.x))
     columns = []
     for draws in z.unsqueeze(0).split(PRIOR_ROWS, dim=1):
-        outputs = decode_draws(model, draws, None if batch.y is None else batch.y[:1])
+        outputs = model.decode(draws, None if batch.y is None else batch.y[:1])
         recons = [recon(outputs, images) for images in batch.x.split(PRIOR_IMAGES)]
         columns.append(torch.cat(recons).neg().cpu())
     return torch.cat(columns, dim=1)

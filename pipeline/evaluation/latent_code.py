@@ -15,17 +15,22 @@ import torch
 from torch import Tensor
 
 from pipeline.model.network import Posterior
-from pipeline.model.objective import gaussian_kl, reparameterize
+from pipeline.model.objective import reparameterize
+from pipeline.model.prior import Distribution, log_normal
 
 ACTIVE = 0.01  # Var_x(μ_j) above which a unit counts as active (Burda et al. 2016, section 5)
 CHUNK = 1 << 18  # densities computed at a time: what the cache of a core holds
 BUDGET = 500_000_000  # densities in all: one and a half seconds on one core
 
 
-def kl_per_dimension(posterior: Posterior) -> Tensor:
-    """E_x KL(q(z_j|x) ‖ N(0, 1)) of each latent dimension: [Z], in nats, in float64."""
-    mu, log_var = (part.double().unsqueeze(-1) for part in posterior)
-    return gaussian_kl(mu, log_var).mean(dim=0)
+def kl_per_dimension(posterior: Posterior, prior: Distribution, eps: Tensor) -> Tensor:
+    """E_x KL(q(z_j|x) ‖ p(z_j)) of each latent dimension: [Z], in nats, in float64.
+
+    ε ~ N(0, I) is [N, Z].
+    """
+    exact = Posterior(*(part.double() for part in posterior))
+    z = reparameterize(exact, eps)
+    return prior.kl_per_dimension(exact, z, eps.double()).mean(dim=0)
 
 
 def active_units(mu: Tensor) -> Tensor:
@@ -42,7 +47,7 @@ def affordable_draws(n: int, z_dim: int) -> int:
 
 
 @torch.no_grad()
-def kl_split(posterior: Posterior, eps: Tensor) -> dict[str, Tensor]:
+def kl_split(posterior: Posterior, prior: Distribution, eps: Tensor) -> dict[str, Tensor]:
     """The parts of the KL by name, [M] in nats, from one z ~ q(z|x) of M of the N images.
 
     ε ~ N(0, I) is [M, Z]. The M images are evenly spaced: the first of MNIST's test images are
@@ -57,11 +62,10 @@ def kl_split(posterior: Posterior, eps: Tensor) -> dict[str, Tensor]:
     parts = [_log_aggregate(posterior, *chunk) for chunk in chunks]
     joint, marginals = (torch.cat(part) for part in zip(*parts, strict=True))
     log_conditional = log_normal(z, *q).double().sum(dim=-1)
-    log_prior = log_normal(z, *torch.zeros(2, 1)).double().sum(dim=-1)
     return {
         "mutual_information": log_conditional - joint,
         "total_correlation": joint - marginals,
-        "dimension_wise_kl": marginals - log_prior,
+        "dimension_wise_kl": marginals - prior.log_prob(z),
     }
 
 
@@ -86,9 +90,3 @@ def _log_sum(log_q: Tensor, own: Tensor) -> Tensor:
     at = own.unsqueeze(1)
     log_own, log_share = log_q.gather(1, at), log_q.log_softmax(dim=1).gather(1, at)
     return (log_own.double() - log_share.double()).squeeze(1)
-
-
-def log_normal(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """Log N(z; μ, σ²), elementwise, of the broadcast shape: −½ log 2πσ² − ½ (z − μ)² / σ²."""
-    peak = -0.5 * (math.log(2 * math.pi) + log_var)
-    return torch.addcmul(peak, (z - mu).square_(), -0.5 * (-log_var).exp())

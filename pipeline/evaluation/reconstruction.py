@@ -86,15 +86,10 @@ def choose(model: VAE, batch: Batch) -> Recons:
     name, exact = model.likelihood.name, definition(model.likelihood)
     fast = FAST.get(name, exact)
     noise = standard_normal((16, model.z_dim), PROTOCOL_SEED, "check").to(batch.x)
-    outputs = decode_draws(model, model.encode(batch).mu.unsqueeze(1) + noise, batch.y)
+    outputs = model.decode(model.encode(batch).mu.unsqueeze(1) + noise, batch.y)
     for ours, theirs, x in zip(fast, exact, (batch.x, batch.x.round()), strict=True):
         if not torch.allclose(ours(outputs, x), theirs(outputs, x), rtol=1e-5, atol=1e-3):
             message = f"the fast {name} likelihood differs from neg_log_prob, which is used"
             print(f"evaluate: {message}", file=sys.stderr)
             return exact
     return fast
-
-
-def decode_draws(model: VAE, z: Tensor, y: Tensor | None) -> Tensor:
-    """Decode K draws per image: z [B, K, Z] and labels y [B] → outputs [B, K, O]."""
-    return model.decode(z, None if y is None else y.unsqueeze(1).expand(z.shape[:-1]))

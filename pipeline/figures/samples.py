@@ -11,18 +11,20 @@ from pipeline.model.network import to_batch
 from pipeline.model.objective import reparameterize
 from pipeline.model.vae import VAE
 from pipeline.runtime.device import one_thread
-from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal_columns
+from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal_columns, uniform
 
 
 @one_thread()
 @torch.no_grad()
 def generate(model: VAE, labels: Tensor) -> Tensor:
-    """E[x|z] for one fixed z ~ N(0, I) per label [N] (ignored by an unconditional network).
+    """E[x|z] for one fixed z ~ p(z) per label [N] (ignored by an unconditional network).
 
     Returns [N, D] in [0, 1], on the CPU. The encoder is not used.
     """
-    z = standard_normal_columns(len(labels), model.z_dim, PROTOCOL_SEED, "generate")
-    return model.mean(z.to(model.device), labels.long().to(model.device)).cpu()
+    eps = standard_normal_columns(len(labels), model.z_dim, PROTOCOL_SEED, "generate")
+    u = uniform(len(labels), PROTOCOL_SEED, "generate")
+    z = model.p_z().sample(eps.to(model.device), u.to(model.device))
+    return model.mean(z, labels.long().to(model.device)).cpu()
 
 
 @one_thread()

@@ -1,28 +1,34 @@
 """p(x|z) by name: what the decoder's outputs mean. A new one is a class and a registry entry."""
 
-from typing import Protocol
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.model.network import Architecture
 
-class Likelihood(Protocol):
-    """A family of distributions over images, one parameter vector per image."""
+
+class Likelihood(nn.Module):
+    """Distributions over images, one parameter vector per image. It may have weights itself."""
 
     name: str
 
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+
     def num_outputs(self, num_pixels: int) -> int:
-        """Return O, the number of decoder outputs for images of D pixels."""
+        """O, the number of decoder outputs for images of D pixels: one per pixel."""
+        return num_pixels
 
     def neg_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """Return −log p(x|z) in nats, summed over pixels: [..., O], [..., D] → [...], broadcast."""
+        """−log p(x|z) in nats, summed over pixels: [..., O], [..., D] → [...], broadcast."""
+        raise NotImplementedError
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Return E[x|z], [..., O] → [..., D] in [0, 1]: what a picture shows."""
+        """E[x|z], [..., O] → [..., D] in [0, 1]: what a picture shows."""
+        raise NotImplementedError
 
 
-class Bernoulli:
+class Bernoulli(Likelihood):
     """Bernoulli pixels; the outputs are logits.
 
     Gray values in [0, 1] are treated as probabilities, as is usual for this model: the binary
@@ -31,10 +37,6 @@ class Bernoulli:
     """
 
     name = "bernoulli"
-
-    def num_outputs(self, num_pixels: int) -> int:
-        """One logit per pixel."""
-        return num_pixels
 
     def neg_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """Σ log(1 + e^l) − l x, which stays finite where log(sigmoid(l)) does not."""
@@ -47,4 +49,4 @@ class Bernoulli:
         return torch.sigmoid(outputs)
 
 
-LIKELIHOODS: dict[str, Likelihood] = {likelihood.name: likelihood for likelihood in (Bernoulli(),)}
+LIKELIHOODS: dict[str, type[Likelihood]] = {each.name: each for each in (Bernoulli,)}

@@ -48,6 +48,9 @@ class Architecture:
     h_dim: int
     h_layers: int
     activation: str
+    prior: str = "normal"
+    prior_components: int = 10
+    num_classes: int = 0  # of the labels that the network is given; 0: none
 
     @property
     def num_pixels(self) -> int:

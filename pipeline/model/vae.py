@@ -3,8 +3,9 @@
 The header of a model file has everything that is needed to rebuild the model.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.network import NETWORKS, Architecture, Batch, Posterior
+from pipeline.model.prior import PRIORS, Distribution
 from pipeline.runtime.finite import check_finite
 from pipeline.runtime.randomness import seeded
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
 
 
 class VAE(nn.Module):
-    """A network and a likelihood.
+    """A network, a likelihood and a prior.
 
     Matrix products use the dtype of the weights, everything else that of the input.
     """
@@ -29,9 +31,10 @@ class VAE(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.z_dim = architecture.z_dim
-        self.likelihood = LIKELIHOODS[architecture.likelihood]
+        self.likelihood = LIKELIHOODS[architecture.likelihood](architecture)
         num_outputs = self.likelihood.num_outputs(architecture.num_pixels)
         self.network = NETWORKS[architecture.network](architecture, num_outputs)
+        self.prior = PRIORS[architecture.prior](architecture)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,16 +46,31 @@ class VAE(nn.Module):
         """The device of the weights."""
         return next(self.parameters()).device
 
+    @property
+    def label_nats(self) -> float:
+        """KL(label known ‖ uniform): log C for a conditional model of C classes, else 0."""
+        return math.log(self.architecture.num_classes or 1)
+
     def encode(self, batch: Batch) -> Posterior:
         """Images [B, D] → q(z|x)."""
         mu, log_var = self.network.encode(Batch(batch.x.to(self.dtype), batch.y))
         return Posterior(mu.to(batch.x.dtype), log_var.to(batch.x.dtype))
 
+    def p_z(self) -> Distribution:
+        """p(z) with the present weights."""
+        distribution: Distribution = self.prior(lambda x: self.encode(Batch(x)))
+        return distribution
+
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Z [..., Z] and labels y [...] → parameters of p(x|z), [..., O]."""
-        labels = None if y is None else y.reshape(-1)
-        outputs = self.network.decode(z.to(self.dtype).reshape(-1, self.z_dim), labels)
+        """Z [..., Z] → parameters of p(x|z), [..., O]; y: labels, of the first dimensions of z."""
+        if y is not None:
+            y = y.view(*y.shape, *[1] * (z.dim() - 1 - y.dim())).expand(z.shape[:-1]).reshape(-1)
+        outputs = self.network.decode(z.to(self.dtype).reshape(-1, self.z_dim), y)
         return outputs.reshape(*z.shape[:-1], -1).to(z.dtype)
+
+    def neg_log_prob(self, z: Tensor, batch: Batch) -> Tensor:
+        """−log p(x|z) for S draws of z per image: [B, S, Z] → [B, S], in nats."""
+        return self.likelihood.neg_log_prob(self.decode(z, batch.y), batch.x.unsqueeze(1))
 
     def mean(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """E[x|z], [..., D] in [0, 1]. Raises DivergenceError if it is not finite."""
@@ -69,8 +87,14 @@ def new_vae(architecture: Architecture, seed: int) -> VAE:
 
 def save_vae(model: VAE, path: Path, provenance: Mapping[str, Any]) -> None:
     """Write the weights, with the architecture and `provenance`, what decided them, as header."""
-    header = {"architecture": asdict(model.architecture), "provenance": dict(provenance)}
+    header = {"architecture": describe(model.architecture), "provenance": dict(provenance)}
     write_tensors(path, model.state_dict(), header)
+
+
+def describe(architecture: Architecture) -> dict[str, Any]:
+    """The fields that are not at their default: files from before a field was added stay equal."""
+    chosen = ((field, getattr(architecture, field.name)) for field in fields(architecture))
+    return {field.name: value for field, value in chosen if value != field.default}
 
 
 def load_vae(path: Path) -> VAE:

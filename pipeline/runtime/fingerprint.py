@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import NOT_IN_RESULTS, read_yaml
+from pipeline.params import DEFAULTS, NOT_IN_RESULTS, read_yaml
 from pipeline.paths import DATASET, DVC_YAML
 from pipeline.runtime.files import modules, sha256_file
 from pipeline.runtime.tensor_file import read_header
@@ -30,7 +30,7 @@ def provenance(params: Mapping[str, object], device: str) -> dict[str, Any]:
     """
     declared = [key for key in _stage("train", CODE)["params"] if key not in NOT_IN_RESULTS]
     return {
-        "params": {key: params[key] for key in declared},
+        "params": {key: params[key] for key in declared if params[key] != DEFAULTS.get(key)},
         "device": device,
         "data": {"dataset": read_header(DATASET)["dataset"], "sha256": sha256_file(DATASET)},
         "versions": {name: version(name) for name in LIBRARIES},

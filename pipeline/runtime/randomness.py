@@ -52,6 +52,11 @@ def standard_normal_columns(n: int, columns: int, seed: int, purpose: str) -> Te
     return torch.stack(drawn, dim=1)
 
 
+def uniform(n: int, seed: int, purpose: str, epoch: int = 0) -> Tensor:
+    """U [n], uniform in [0, 1), float32, on the CPU."""
+    return torch.rand(n, generator=generator(seed, f"{purpose}/uniform", epoch))
+
+
 def permutation(n: int, seed: int, purpose: str, epoch: int = 0) -> Tensor:
     """A random order of 0 … n−1, int64, on the CPU."""
     return torch.randperm(n, generator=generator(seed, purpose, epoch))

@@ -51,7 +51,8 @@ def main() -> None:
     evidence = bounds.evidence(model, split, recons, proposal, cores)
     per_image = {
         "neg_elbo": terms.neg_elbo,
-        **terms._asdict(),
+        "recon": terms.recon,
+        "kl": terms.kl,
         "nll": evidence.widened[:, -1],
         "nll_binarized": evidence.binarized,
     }
@@ -102,10 +103,14 @@ def describe_bounds(
     return summary({"nll_prior": prior[:, -1]})
 
 
+@torch.no_grad()
 def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, float]:
     """Write the KL of each latent dimension and the gallery; return metrics of the latent code."""
     active = latent_code.active_units(posterior.mu)
-    table = pd.DataFrame({"kl": latent_code.kl_per_dimension(posterior), "active": active.int()})
+    eps = bounds.evaluation_noise(*posterior.mu.shape)
+    prior = load_vae(paths.MODEL).p_z()  # on the CPU, as the codes are
+    kl = latent_code.kl_per_dimension(posterior, prior, eps)
+    table = pd.DataFrame({"kl": kl, "active": active.int()})
     table = table.rename_axis("dimension").reset_index()
     table = table.sort_values("kl", ascending=False, kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
@@ -113,8 +118,7 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
     plots.draw_kl(table, paths.FIGURES / "kl_per_dimension.png")
     plots.draw_codes(posterior.mu, split.labels, paths.FIGURES / "posterior_means.png")
     latent_walks.draw_walks(model, split, posterior.mu, table, paths.FIGURES)
-    eps = bounds.evaluation_noise(*posterior.mu.shape)
-    parts = latent_code.kl_split(posterior, eps[: latent_code.affordable_draws(*eps.shape)])
+    parts = latent_code.kl_split(posterior, prior, eps[: latent_code.affordable_draws(*eps.shape)])
     return summary(parts) | {"active_units": int(active.sum())}
 
 

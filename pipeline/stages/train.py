@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -16,6 +17,7 @@ from pipeline.data.datasets import Split, digest, hold_out, load_split, to_unit
 from pipeline.errors import UserError, run, writing
 from pipeline.figures import grids, samples
 from pipeline.model.network import Architecture
+from pipeline.model.objective import Objective
 from pipeline.model.vae import VAE, new_vae, save_vae
 from pipeline.params import Params, load_params
 from pipeline.paths import DATASET, HISTORY, MODEL, SAMPLES
@@ -26,7 +28,7 @@ from pipeline.runtime.fingerprint import fingerprint, provenance
 from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.pending_run import follow_training
 from pipeline.training.checkpoint import Checkpoint, CheckpointFile
-from pipeline.training.fit import COLUMNS, Record, fit
+from pipeline.training.fit import Record, columns, fit
 from pipeline.training.gradient import MAX_THREADS
 from pipeline.training.optimizer import Optimizer
 
@@ -43,6 +45,7 @@ def main() -> None:
     # The last images of the dataset: the same in every run, and held out if val_size allows it.
     _, shown = hold_out(split, min(NUM_SAMPLES, len(split.images)))
     model = build_model(params, split).to(device)
+    objective = chosen(Objective, params)
     optimizer = Optimizer(model, params.learning_rate, params.precision)
     origin = provenance(params.model_dump(), device_name(device))
     key = fingerprint(origin, params.model_dump())
@@ -53,11 +56,12 @@ def main() -> None:
     print(f"train: {len(train.images)} images, {params.val_size} held out, on {device}")
     file = CheckpointFile(key, report)
     checkpoint = file.load() or Checkpoint(0, {}, {})
-    prepare_outputs(checkpoint, optimizer, shown)
+    prepare_outputs(checkpoint, optimizer, columns(objective), shown)
     epochs = range(checkpoint.epoch + 1, params.num_epochs + 1)
     records = fit(
-        optimizer, train, val, epochs, batch_size=params.batch_size, seed=params.seed, report=report
-    )
+        optimizer, train, val, epochs,
+        batch_size=params.batch_size, seed=params.seed, objective=objective, report=report,
+    )  # fmt: skip
     with follow_training(key, origin) as pending_run:
         try:
             for epoch in write_epochs(records, epochs, params, model, shown):
@@ -82,18 +86,25 @@ def split_images(split: Split, val_size: int) -> tuple[Split, Split]:
 
 def build_model(params: Params, split: Split) -> VAE:
     """The untrained model that the parameters describe."""
-    names = [field.name for field in fields(Architecture) if field.name != "image_shape"]
-    chosen = {name: getattr(params, name) for name in names}
-    return new_vae(Architecture(image_shape=split.image_shape, **chosen), params.seed)
+    architecture = chosen(Architecture, params, image_shape=split.image_shape, num_classes=0)
+    return new_vae(architecture, params.seed)
 
 
-def prepare_outputs(checkpoint: Checkpoint, optimizer: Optimizer, shown: Split) -> None:
+def chosen(kind: Any, params: Params, **others: object) -> Any:
+    """A dataclass whose fields are parameters, and others."""
+    names = {field.name for field in fields(kind)} - others.keys()
+    return kind(**{name: getattr(params, name) for name in names}, **others)
+
+
+def prepare_outputs(
+    checkpoint: Checkpoint, optimizer: Optimizer, names: list[str], shown: Split
+) -> None:
     """Restore the state and files of the checkpoint, or write the files of an untrained model."""
     with writing(SAMPLES):
         for picture in SAMPLES.glob("*.png*"):  # DVC deletes them; without DVC they may be left
             picture.unlink()
     if checkpoint.epoch == 0:
-        write_output(HISTORY, f"{','.join(COLUMNS)}\n".encode())
+        write_output(HISTORY, f"{','.join(names)}\n".encode())
         save_samples(optimizer.model, shown, epoch=0)
         return
     checkpoint.restore_files()
@@ -133,7 +144,7 @@ def save_samples(model: VAE, shown: Split, epoch: int) -> None:
 
 def append(record: Record) -> None:
     """Add a line to the history. Floats are written as Python does, so they read back equal."""
-    line = ",".join(repr(record[column]) for column in COLUMNS)
+    line = ",".join(map(repr, record.values()))
     with writing(HISTORY), HISTORY.open("a", encoding="utf-8") as history:
         history.write(line + "\n")
 

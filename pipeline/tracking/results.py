@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from pipeline import paths
 from pipeline.errors import NoResultsError, UserError
-from pipeline.params import Params, load_params, read_yaml
+from pipeline.params import DEFAULTS, Params, load_params, read_yaml
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.tensor_file import read_header
 
@@ -66,7 +66,7 @@ def read_results(folder: Path = Path()) -> Results:
         provenance = read_header(folder / paths.MODEL)["provenance"]
         per_image = pyarrow.parquet.read_metadata(folder / paths.PER_IMAGE)
         protocol = json.loads(per_image.metadata[b"protocol"])
-        for key, value in (protocol | provenance["params"]).items():
+        for key, value in (DEFAULTS | protocol | provenance["params"]).items():
             if params.model_dump().get(key, value) != value:
                 message = f"the results have {value!r}; run `dvc repro`"
                 raise NoResultsError(f"params.yaml: {key}", message)

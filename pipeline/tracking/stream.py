@@ -5,7 +5,7 @@ import time
 
 import mlflow
 
-from pipeline.params import load_params
+from pipeline.params import DEFAULTS, load_params
 from pipeline.paths import SAMPLES
 from pipeline.runtime.files import home
 from pipeline.runtime.git import Source, here
@@ -29,7 +29,7 @@ class Stream:
         run = self.store.find("execution", record.execution)
         if run is None:
             run = self.store.client.create_run(self.store.experiment_id, run_name=name)
-        self.store.tag(run, tags, record.provenance["params"])
+        self.store.tag(run, tags, DEFAULTS | record.provenance["params"])
         self.store.client.update_run(run.info.run_id, status="RUNNING", name=name)
         self.run = run
         self.points = upload.points_of(self.store, run)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.data.datasets import Split
 from pipeline.model.network import to_batch
-from pipeline.model.objective import ElboTerms, elbo_terms
+from pipeline.model.objective import NEG_ELBO, ElboTerms, Objective, elbo_terms
 from pipeline.model.vae import VAE
 from pipeline.runtime.device import limited_threads, one_thread
 from pipeline.runtime.finite import DivergenceError, check_finite
@@ -26,12 +26,17 @@ from pipeline.training.optimizer import Optimizer
 
 VALIDATION_BATCH = 1000
 GRAPH_STEPS = 512  # at most in one CUDA graph, whose memory grows with them
-TERMS = (*ElboTerms._fields, "neg_elbo")
-COLUMNS = ("epoch", *(f"{split}/{term}" for split in ("train", "val") for term in TERMS))
+TERMS = (*(field for field in ElboTerms._fields if field != "loss"), "neg_elbo")
 
 Record = dict[str, float]
 Report = Callable[[str], None]
-Steps = Callable[[Tensor, Tensor, Tensor], ElboTerms]  # images [N, D], labels [N], ε [N, Z]
+Steps = Callable[[Tensor, Tensor, Tensor], ElboTerms]  # images [N, D], labels [N], ε [N, S, Z]
+
+
+def columns(objective: Objective) -> list[str]:
+    """The columns of history.csv. The loss has one if it is not −ELBO."""
+    trained = TERMS if objective == NEG_ELBO else (*TERMS, "loss")
+    return ["epoch", *(f"train/{term}" for term in trained), *(f"val/{term}" for term in TERMS)]
 
 
 def fit(
@@ -42,9 +47,10 @@ def fit(
     *,
     batch_size: int,
     seed: int,
+    objective: Objective = NEG_ELBO,
     report: Report = print,
 ) -> Iterator[Record]:
-    """Train the optimizer's model in place; yield a record with COLUMNS after every epoch.
+    """Train the optimizer's model in place; yield a record with `columns` after every epoch.
 
     epochs: their numbers, the first of a training being 1. In a resumed training those that the
     state of the optimizer does not include.
@@ -57,12 +63,13 @@ def fit(
     weight is no longer finite, and after the last if the variances of q(z|x) are not.
     """
     model, device = optimizer.model, optimizer.model.device
-    size = len(train.images)
-    order, eps = _draw_epoch(size, model.z_dim, seed, epochs.start)
-    gradient = _choose_gradient(optimizer, train, batch_size, report)
+    shape = (len(train.images), objective.num_samples, model.z_dim)
+    order, eps = _draw_epoch(shape, seed, epochs.start)
+    gradient = _choose_gradient(optimizer, objective, train, batch_size, report)
     steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
     shuffled = torch.empty_like(train.images)
     for epoch in epochs:
+        gradient.kl_weight.fill_(objective.kl_weight(epoch))
         order = order.to(device)
         torch.index_select(train.images, 0, order, out=shuffled)
         data = (shuffled, train.labels[order], eps.to(device))
@@ -72,9 +79,11 @@ def fit(
             optimizer.working.train()
             terms = _concatenate([steps(*part) for part in parts])
         model.eval()
-        order, eps = _draw_epoch(size, model.z_dim, seed, epoch + 1)  # while a GPU is still busy
+        order, eps = _draw_epoch(shape, seed, epoch + 1)  # while a GPU is still busy
         _check_finite(model, terms, epoch, batch_size)
-        record = {"epoch": epoch, **_means("train", terms), **_means("val", _validate(model, val))}
+        means = _means("train", terms) | _means("val", _validate(model, val))
+        means["epoch"] = epoch
+        record = {name: means[name] for name in columns(objective)}
         if len(val.images) and not math.isfinite(record["val/neg_elbo"]):
             raise DivergenceError(f"the loss in epoch {epoch}, validation,")
         if epoch == epochs[-1]:
@@ -83,20 +92,22 @@ def fit(
 
 
 def _choose_gradient(
-    optimizer: Optimizer, train: Split, batch_size: int, report: Report
+    optimizer: Optimizer, objective: Objective, train: Split, batch_size: int, report: Report
 ) -> Gradient:
     model = optimizer.model
     batch = to_batch(train.images[:batch_size], train.labels[:batch_size], model.device)
-    eps = standard_normal((len(batch.x), model.z_dim), PROTOCOL_SEED, "check").to(model.device)
-    AutogradGradient(copy.deepcopy(model))(batch, eps)  # an error in the objective ends it here
+    shape = (len(batch.x), objective.num_samples, model.z_dim)
+    eps = standard_normal(shape, PROTOCOL_SEED, "check").to(model.device)
+    # An error in the objective ends it here.
+    AutogradGradient(copy.deepcopy(model), objective)(batch, eps)
     try:
         # Optional: whatever is wrong with it, training continues.
         from pipeline.training.accelerated import checked_gradient  # noqa: PLC0415
 
-        return checked_gradient(optimizer, batch, eps)
+        return checked_gradient(optimizer, batch, eps, objective)
     except Exception as error:
         report(f"training with autograd, which is slower: {error}")
-        return AutogradGradient(optimizer.working)
+        return AutogradGradient(optimizer.working, objective)
 
 
 def _training_steps(optimizer: Optimizer, gradient: Gradient, batch_size: int) -> Steps:
@@ -120,10 +131,10 @@ def _as_graphs(steps: Steps, optimizer: Optimizer) -> Steps:
     return steps
 
 
-def _draw_epoch(size: int, z_dim: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """The order of the images of an epoch, and their noise in that order."""
-    order = permutation(size, seed, "shuffle", epoch)
-    return order, standard_normal((size, z_dim), seed, "noise", epoch)
+def _draw_epoch(shape: tuple[int, int, int], seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """The order of the images of an epoch, and their noise [N, S, Z] in that order."""
+    order = permutation(shape[0], seed, "shuffle", epoch)
+    return order, standard_normal(shape, seed, "noise", epoch)
 
 
 def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> None:
@@ -149,7 +160,7 @@ def _validate(model: VAE, val: Split) -> ElboTerms:
     size = len(val.images)
     if size == 0:
         return ElboTerms(*(torch.empty(0) for _ in ElboTerms._fields))
-    eps = standard_normal((size, model.z_dim), PROTOCOL_SEED, "validate").to(model.device)
+    eps = standard_normal((size, 1, model.z_dim), PROTOCOL_SEED, "validate").to(model.device)
     data = (val.images, val.labels, eps)
     parts = zip(*(tensor.split(VALIDATION_BATCH) for tensor in data), strict=True)
     with one_thread():
@@ -161,8 +172,8 @@ def _concatenate(batches: list[ElboTerms]) -> ElboTerms:
 
 
 def _means(split: str, terms: ElboTerms) -> Record:
-    values = (*terms, terms.neg_elbo)
-    return {f"{split}/{name}": _mean(value) for name, value in zip(TERMS, values, strict=True)}
+    values = {**terms._asdict(), "neg_elbo": terms.neg_elbo}
+    return {f"{split}/{name}": _mean(value) for name, value in values.items()}
 
 
 def _mean(values: Tensor) -> float:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model.network import Batch
-from pipeline.model.objective import ElboTerms, elbo_terms
+from pipeline.model.objective import NEG_ELBO, ElboTerms, Objective
 from pipeline.model.vae import VAE
 
 MAX_THREADS = 2  # CPU threads that a training makes use of
@@ -20,9 +20,10 @@ class Gradient(Protocol):
     """
 
     max_threads: int  # CPU threads up to which it gives the same bits
+    kl_weight: Tensor  # on the device, so that a CUDA graph reads what it is set to
 
     def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
-        """Set the gradients for noise ε [B, Z], and return the terms."""
+        """Set the gradients for noise ε [B, S, Z], and return the terms."""
 
 
 class AutogradGradient:
@@ -31,13 +32,15 @@ class AutogradGradient:
     # With more threads the libraries for matrix products add in a different order.
     max_threads = 1
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: VAE, objective: Objective = NEG_ELBO) -> None:
         self.model = model
+        self.objective = objective
+        self.kl_weight = torch.ones((), device=model.device)
 
     @torch.enable_grad()
     def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
         """See Gradient."""
         self.model.zero_grad(set_to_none=True)
-        terms = elbo_terms(self.model, batch, eps)
+        terms = self.objective(self.model, batch, eps, self.kl_weight)
         terms.loss.sum().backward()
         return ElboTerms(*(term.detach() for term in terms))

@@ -10,6 +10,7 @@ from pipeline.evaluation.latent_code import (
     kl_split,
 )
 from pipeline.model.network import Posterior
+from pipeline.model.prior import StandardNormal
 from pipeline.runtime.randomness import standard_normal
 
 
@@ -30,7 +31,7 @@ def test_the_parts_equal_those_of_mixtures_by_torch(monkeypatch):
     posterior, eps = random_posterior(n, z_dim)
     mu, sigma = posterior.mu, (0.5 * posterior.log_var).exp()
     monkeypatch.setattr(latent_code, "CHUNK", 7 * n)
-    parts = kl_split(posterior, eps)
+    parts = kl_split(posterior, StandardNormal(), eps)
     z, each = mu + sigma * eps, Normal(mu, sigma)
     uniform = Categorical(torch.ones(n, dtype=torch.float64))
     joint = MixtureSameFamily(uniform, Independent(each, 1)).log_prob(z)
@@ -41,7 +42,7 @@ def test_the_parts_equal_those_of_mixtures_by_torch(monkeypatch):
     torch.testing.assert_close(parts["total_correlation"], joint - marginals)
     torch.testing.assert_close(parts["dimension_wise_kl"], marginals - prior)
     # z of every third image: the mixture is still that of all images.
-    third = kl_split(posterior, eps[::3])["total_correlation"]
+    third = kl_split(posterior, StandardNormal(), eps[::3])["total_correlation"]
     torch.testing.assert_close(third, parts["total_correlation"][::3])
 
 
@@ -49,8 +50,9 @@ def test_float32_is_precise_enough():
     """Also if one image is far from all others and the spreads differ by orders of magnitude."""
     posterior, eps = random_posterior(400, 6)
     posterior.mu[0], posterior.log_var[:, 1] = 50.0, torch.linspace(-8, 0, 400)
-    exact = kl_split(posterior, eps)
-    parts = kl_split(Posterior(*(part.float() for part in posterior)), eps.float())
+    exact = kl_split(posterior, StandardNormal(), eps)
+    rounded = Posterior(*(part.float() for part in posterior))
+    parts = kl_split(rounded, StandardNormal(), eps.float())
     for name, values in exact.items():
         torch.testing.assert_close(parts[name], values, rtol=1e-5, atol=1e-4)
 

@@ -15,11 +15,11 @@ from pipeline.evaluation.reconstruction import (
     choose,
     definition,
 )
-from pipeline.model.likelihood import LIKELIHOODS, Bernoulli
+from pipeline.model.likelihood import Bernoulli
 from pipeline.model.network import Batch
 from pipeline.runtime.randomness import generator
 
-EXACT = definition(LIKELIHOODS["bernoulli"])
+EXACT = definition(small_vae().likelihood)
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def test_an_edited_likelihood_is_used_and_reported(batch, capsys):
             return 1.01 * super().neg_log_prob(outputs, x)
 
     model = small_vae()
-    model.likelihood = Edited()
+    model.likelihood = edited = Edited(model.architecture)
     recons = choose(model, batch)
     logits, x = torch.randn(10, 3, 784), batch.x
-    assert torch.equal(recons.gray(logits, x), Edited().neg_log_prob(logits, x.unsqueeze(1)))
+    assert torch.equal(recons.gray(logits, x), edited.neg_log_prob(logits, x.unsqueeze(1)))
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

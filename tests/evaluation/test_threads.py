@@ -17,6 +17,7 @@ from pipeline.evaluation.latent_walks import decode
 from pipeline.evaluation.reconstruction import FAST
 from pipeline.figures.samples import generate, reconstruct
 from pipeline.model.network import Posterior
+from pipeline.model.prior import StandardNormal
 from pipeline.runtime.randomness import standard_normal
 
 MODEL = small_vae(z_dim=20, h_dim=400)
@@ -46,7 +47,7 @@ def quality(split: Split, threads: int) -> Iterable[torch.Tensor]:
 
 def total_correlation(split: Split, threads: int) -> Iterable[torch.Tensor]:
     mu, log_var, eps = NOISE[:, :, :3]
-    return kl_split(Posterior(mu, log_var), eps).values()
+    return kl_split(Posterior(mu, log_var), StandardNormal(), eps).values()
 
 
 def pictures(split: Split, threads: int) -> Iterable[torch.Tensor]:

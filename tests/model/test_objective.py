@@ -3,15 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from helpers.models import small_vae
+from helpers.models import gradients, small_vae
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Normal, kl_divergence
 
-from pipeline.model.likelihood import Bernoulli
 from pipeline.model.network import Batch
-from pipeline.model.objective import elbo_terms, gaussian_kl
+from pipeline.model.objective import (
+    NEG_ELBO,
+    ElboTerms,
+    Objective,
+    draw,
+    dreg_terms,
+    elbo_terms,
+    iwae_terms,
+)
+from pipeline.model.prior import StandardNormal, gaussian_kl
 
-recon = Bernoulli().neg_log_prob
+BERNOULLI = small_vae().likelihood
+recon = BERNOULLI.neg_log_prob
 
 
 @pytest.fixture
@@ -52,13 +61,13 @@ def test_recon_of_gray_images_is_the_mean_over_their_binarizations(rng):
 def test_recon_of_extreme_logits_is_finite_and_exact(logit):
     logits = torch.full((1, 2), logit)
     assert recon(logits, torch.tensor([[0.0, 1.0]])).item() == 1000.0
-    assert Bernoulli().mean(logits).isfinite().all()
+    assert BERNOULLI.mean(logits).isfinite().all()
 
 
 def test_elbo_terms_equal_a_numpy_reference(rng):
     model = small_vae(image_shape=(3, 4), h_dim=7, z_dim=3, h_layers=2, activation="tanh").double()
     x, eps = uniform(5, 12, rng=rng), normal(5, 3, rng=rng)
-    terms = elbo_terms(model, Batch(x), eps)
+    terms = elbo_terms(model, Batch(x), eps.unsqueeze(1))
 
     arrays = [parameter.detach().numpy() for parameter in model.parameters()]
 
@@ -76,3 +85,99 @@ def test_elbo_terms_equal_a_numpy_reference(rng):
     np.testing.assert_allclose(terms.recon.detach(), expected_recon, rtol=1e-11)
     np.testing.assert_allclose(terms.kl.detach(), expected_kl, rtol=1e-11)
     np.testing.assert_allclose(terms.neg_elbo.detach(), expected_recon + expected_kl, rtol=1e-11)
+
+
+def gradient(model, terms):
+    """The gradients of the loss as one vector."""
+    model.zero_grad()
+    terms.loss.sum().backward()
+    return gradients(model).clone()
+
+
+def model_and_batch(rng, **changes):
+    model = small_vae(image_shape=(3, 4), h_dim=7, z_dim=3, activation="tanh", **changes).double()
+    return model, Batch(uniform(5, 12, rng=rng))
+
+
+@pytest.mark.parametrize("prior", ["normal", "mixture", "vamp"])
+def test_one_importance_weight_is_the_sampled_elbo(rng, prior):
+    """KL estimated by log q(z|x) − log p(z) in place of the closed form; and their gradients."""
+    model, batch = model_and_batch(rng, prior=prior)
+    eps = normal(5, 1, 3, rng=rng)
+    posterior, z = draw(model, batch, eps)
+    q = Normal(posterior.mu, (0.5 * posterior.log_var).exp())
+    kl = q.log_prob(z.squeeze(1)).sum(-1) - model.p_z().log_prob(z.squeeze(1))
+    recon = recon_of(model, z, batch)
+    expected = gradient(model, ElboTerms(recon, kl, loss=recon + kl))
+    terms = iwae_terms(model, batch, eps)
+    torch.testing.assert_close(terms.loss, recon + kl)
+    torch.testing.assert_close(gradient(model, terms), expected)
+
+
+def recon_of(model, z, batch):
+    return model.likelihood.neg_log_prob(model.decode(z.squeeze(1)), batch.x)
+
+
+def test_more_samples_are_the_mean_of_each(rng):
+    model, batch = model_and_batch(rng)
+    eps = normal(5, 4, 3, rng=rng)
+    each = [elbo_terms(model, batch, eps[:, [s]]).neg_elbo for s in range(4)]
+    torch.testing.assert_close(elbo_terms(model, batch, eps).neg_elbo, sum(each) / 4)
+
+
+def test_the_bound_of_weights_is_tighter_and_equal_for_both_gradients(rng):
+    model, batch = model_and_batch(rng)
+    eps = normal(5, 50, 3, rng=rng)
+    terms = iwae_terms(model, batch, eps)
+    assert (terms.loss < elbo_terms(model, batch, eps).neg_elbo).all()
+    torch.testing.assert_close(dreg_terms(model, batch, eps).loss, terms.loss)
+
+
+@pytest.mark.parametrize("prior", ["normal", "mixture", "vamp"])
+def test_both_gradients_agree_in_expectation_and_dreg_varies_less(rng, prior):
+    model, batch = model_and_batch(rng, prior=prior)
+    pairs = []
+    for _ in range(400):
+        eps = normal(5, 4, 3, rng=rng)
+        pairs.append([gradient(model, of(model, batch, eps)) for of in (iwae_terms, dreg_terms)])
+    plain, dreg = (torch.stack(each) for each in zip(*pairs, strict=True))
+    difference = plain - dreg
+    error = difference.std(dim=0) / 400**0.5
+    outside = (difference.mean(dim=0).abs() > 3 * error + 1e-12).double().mean()
+    assert outside < 0.02  # 0.3 % of normal variables are outside of three standard errors
+    encoder = slice(0, sum(each.numel() for each in model.network.encoder.parameters()))
+    if prior == "normal":
+        assert dreg[:, encoder].var(dim=0).sum() < plain[:, encoder].var(dim=0).sum()
+
+
+def test_at_the_exact_posterior_dreg_has_no_variance_in_the_encoder(rng):
+    """A decoder that ignores z: the posterior is the prior."""
+    model, batch = model_and_batch(rng)
+    with torch.no_grad():
+        model.network.decoder[0].weight.zero_()
+        for parameter in model.network.encoder[-1].parameters():
+            parameter.zero_()
+    found = gradient(model, dreg_terms(model, batch, normal(5, 4, 3, rng=rng)))
+    encoder = sum(each.numel() for each in model.network.encoder.parameters())
+    assert found[:encoder].abs().max() < 1e-12
+    plain = gradient(model, iwae_terms(model, batch, normal(5, 4, 3, rng=rng)))
+    assert plain[:encoder].abs().max() > 1e-3
+
+
+def test_beta_and_free_bits_change_the_loss_alone(rng):
+    model, batch = model_and_batch(rng)
+    eps = normal(5, 1, 3, rng=rng)
+    plain, weighted = elbo_terms(model, batch, eps), elbo_terms(model, batch, eps, 4.0)
+    torch.testing.assert_close(weighted.loss, plain.recon + 4 * plain.kl)
+    torch.testing.assert_close(weighted.neg_elbo, plain.neg_elbo)
+    posterior, z = draw(model, batch, eps)
+    mean = StandardNormal().kl_per_dimension(posterior, z, eps).mean(dim=0)
+    floor = mean.median().item() + 1e-9  # two of three dimensions are below
+    free = elbo_terms(model, batch, eps, free_bits=floor)
+    torch.testing.assert_close((free.loss - free.recon).mean(), mean.clamp(min=floor).sum())
+
+
+def test_the_weight_rises_in_the_warm_up_and_stays():
+    objective = Objective(beta=2.0, warmup_epochs=4)
+    assert [objective.kl_weight(epoch) for epoch in (1, 2, 5, 9)] == [0.4, 0.8, 2.0, 2.0]
+    assert NEG_ELBO.kl_weight(1) == 1.0

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import bounds
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.reconstruction import binarize
-from pipeline.model.likelihood import LIKELIHOODS
+from pipeline.model.likelihood import LIKELIHOODS, Likelihood
 from pipeline.model.network import NETWORKS
 from pipeline.model.vae import load_vae, save_vae
 from pipeline.runtime import cores
@@ -122,13 +122,10 @@ def test_a_model_that_has_diverged_is_one_message(finished, name, value):
         evaluate.main()
 
 
-class Laplace:
+class Laplace(Likelihood):
     """Laplace pixels with the scale 0.1."""
 
     name = "laplace"
-
-    def num_outputs(self, num_pixels):
-        return num_pixels
 
     def neg_log_prob(self, outputs, x):
         return ((outputs.sigmoid() - x).abs() / 0.1 + math.log(0.2)).sum(dim=-1)
@@ -141,7 +138,7 @@ def test_a_conditional_convolutional_network_with_another_likelihood_is_evaluate
     finished, monkeypatch
 ):
     monkeypatch.setitem(NETWORKS, "convolutional", Convolutional)
-    monkeypatch.setitem(LIKELIHOODS, "laplace", Laplace())
+    monkeypatch.setitem(LIKELIHOODS, "laplace", Laplace)
     model = small_vae(network="convolutional", likelihood="laplace")
     save_vae(model, paths.MODEL, {})
     evaluate.main()

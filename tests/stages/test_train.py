@@ -16,12 +16,13 @@ from PIL import Image
 
 from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.model.objective import NEG_ELBO
 from pipeline.runtime.files import checkpoint_path, sha256_file
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.runtime.tensor_file import read_header
 from pipeline.stages import train
 from pipeline.training import checkpoint
-from pipeline.training.fit import COLUMNS
+from pipeline.training.fit import columns
 
 STAGE = (sys.executable, "-m", "pipeline.stages.train")
 
@@ -48,7 +49,7 @@ def test_it_writes_what_it_declares(workplace, capsys):
     samples = [f"reports/samples/{kind}-epoch-{epoch}.png" for kind in kinds for epoch in epochs]
     assert list(outputs()) == ["data/vae.safetensors", "reports/history.csv", *samples]
     history = pd.read_csv(paths.HISTORY)
-    assert [*history] == list(COLUMNS) and [*history["epoch"]] == [1, 2, 3]
+    assert [*history] == columns(NEG_ELBO) and [*history["epoch"]] == [1, 2, 3]
     assert history["val/neg_elbo"].iloc[2] < history["val/neg_elbo"].iloc[0]
     text = paths.HISTORY.read_text().split()[1].split(",")[1:]
     assert [repr(float(value)) for value in text] == text, "floats read back equal"
@@ -82,9 +83,11 @@ def test_without_validation_the_history_has_nan_in_the_same_columns(workplace):
     """DVC's plots draw no curve without its column, and read an empty cell as 0."""
     set_params(workplace, {"val_size": 0, "num_epochs": 1})
     train.main()
-    line = dict(zip(COLUMNS, paths.HISTORY.read_text().split()[1].split(","), strict=True))
+    line = dict(
+        zip(columns(NEG_ELBO), paths.HISTORY.read_text().split()[1].split(","), strict=True)
+    )
     empty = [name for name, value in line.items() if value == "nan"]
-    assert empty == [name for name in COLUMNS if name.startswith("val/")]
+    assert empty == [name for name in columns(NEG_ELBO) if name.startswith("val/")]
 
 
 @pytest.mark.parametrize(("key", "value"), [("val_size", 600), ("device", "cuda:99"), ("z_dim", 0)])

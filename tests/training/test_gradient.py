@@ -17,7 +17,7 @@ SHAPES = [(400, 1, 20), (33, 3, 5), (2, 2, 1)]  # h_dim, h_layers, z_dim: even, 
 def batch(n, z_dim=4, dtype=torch.float32):
     rng = torch.Generator().manual_seed(n)
     x = torch.rand(n, 784, generator=rng, dtype=dtype)
-    return Batch(x), torch.randn(n, z_dim, generator=rng, dtype=dtype)
+    return Batch(x), torch.randn(n, 1, z_dim, generator=rng, dtype=dtype)
 
 
 @pytest.mark.parametrize("layer_type", [Columns, Rows])

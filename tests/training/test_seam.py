@@ -17,15 +17,19 @@ from pipeline.paths import HISTORY, MODEL
 from pipeline.runtime.tensor_file import read_tensors
 
 OBJECTIVE, ACCELERATED = "pipeline/model/objective.py", "pipeline/training/accelerated"
-LOSS = ("return self.neg_elbo", "return self.recon + 4 * self.kl")
+LOSS = ("loss=recon + beta * cost", "loss=recon + 4 * cost")
 # Without effect on the outputs of an untrained model.
-FLOOR = ("gaussian_kl(*posterior)", "gaussian_kl(posterior.mu, posterior.log_var.clamp(min=-2))")
-FIELD = ("    kl: Tensor\n", "    kl: Tensor\n    penalty: Tensor\n")
-PENALTY = (
-    "kl=gaussian_kl(*posterior)",
-    "kl=gaussian_kl(*posterior), penalty=outputs.abs().sum(-1)",
+FLOOR = ("posterior = model.encode(batch)\n", "posterior = bounded(model.encode(batch))\n")
+BOUNDED = (
+    "def reparameterize(",
+    "def bounded(q):\n    return Posterior(q.mu, q.log_var.clamp(min=-2))\n\ndef reparameterize(",
 )
-PENALIZED = ("return self.neg_elbo", "return self.neg_elbo + self.penalty")
+FIELD = ("    loss: Tensor  # what", "    penalty: Tensor\n    loss: Tensor  # what")
+PENALTY = (
+    "return ElboTerms(recon, kl, loss=recon + beta * cost)",
+    "penalty = z.abs().sum((-1, -2)); "
+    "return ElboTerms(recon, kl, loss=recon + beta * cost + penalty, penalty=penalty)",
+)
 
 
 def train(folder, dataset, *edits, accelerated=True) -> list[str]:
@@ -75,11 +79,11 @@ def test_an_edited_loss_is_trained_with_one_message(finished_workspace, tmp_path
 
 
 def test_an_edit_that_takes_effect_later_is_noticed(tmp_path, small_dataset):
-    assert len(train(tmp_path, small_dataset, FLOOR)) == 1
+    assert len(train(tmp_path, small_dataset, FLOOR, BOUNDED)) == 1
 
 
 def test_a_new_term_is_trained_and_gets_its_columns(finished_workspace, tmp_path, small_dataset):
-    assert len(train(tmp_path, small_dataset, FIELD, PENALTY, PENALIZED)) == 1
+    assert len(train(tmp_path, small_dataset, FIELD, PENALTY)) == 1
     assert distance(tmp_path, finished_workspace) > 1e-3
     history = pd.read_csv(tmp_path / HISTORY)
     assert [*history] == [

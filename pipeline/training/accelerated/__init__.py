@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.network import MLP, Batch
+from pipeline.model.objective import NEG_ELBO, Objective
 from pipeline.model.vae import VAE, new_vae
 from pipeline.runtime.randomness import PROTOCOL_SEED
 from pipeline.training.accelerated.layers import Columns, Rows
@@ -21,16 +22,20 @@ TOLERANCE = 1e-6  # of the norm, far above rounding in float64
 WIDE = 8.0  # the largest μ, log σ² or logit, about that of a trained model
 
 
-def checked_gradient(optimizer: Optimizer, batch: Batch, eps: Tensor) -> Gradient:
+def checked_gradient(
+    optimizer: Optimizer, batch: Batch, eps: Tensor, objective: Objective = NEG_ELBO
+) -> Gradient:
     """The written-out gradient for the working model of the optimizer.
 
     Its terms and gradients are compared with those of autograd for this batch, in float64 on the
-    CPU. Raises an exception if they differ, or if it is not written out for this kind of model.
+    CPU. Raises an exception if they differ, or if none is written out for the model or objective.
 
     The weights of the comparison depend on the architecture alone, so that a resumed training comes
     to the same conclusion. It is then repeated with wider outputs of encoder and decoder: a bound
     on log σ², say, has no effect on the outputs of an untrained model.
     """
+    if objective != NEG_ELBO:
+        raise TypeError("a gradient is written out for -ELBO with one sample only")
     layer_type = Columns if optimizer.model.device.type == "cpu" else Rows
     model = new_vae(optimizer.model.architecture, PROTOCOL_SEED).double()
     batch = Batch(batch.x.cpu().double(), None if batch.y is None else batch.y.cpu())
@@ -41,7 +46,7 @@ def checked_gradient(optimizer: Optimizer, batch: Batch, eps: Tensor) -> Gradien
     _compare(model, gradient(batch, eps)._asdict() | written, batch, eps)
     network = cast(MLP, model.network)
     _widen(network.encoder, batch.x)
-    _widen(network.decoder, eps)
+    _widen(network.decoder, eps.squeeze(1))
     _compare(model, gradient(batch, eps)._asdict() | written, batch, eps)
     return PerceptronGradient(optimizer.working, layer_type)
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.model.likelihood import Bernoulli
 from pipeline.model.network import MLP, Batch
-from pipeline.model.objective import ElboTerms, gaussian_kl
+from pipeline.model.objective import ElboTerms
+from pipeline.model.prior import NormalPrior, gaussian_kl
 from pipeline.model.vae import VAE
 from pipeline.training.accelerated.layers import Columns, Rows
 
@@ -29,14 +30,16 @@ Layers = Sequence[Rows | Columns | nn.Module]  # a module is an activation
 class PerceptronGradient:
     """A Gradient. Matrix products use the dtype of the weights, everything else that of x and ε.
 
-    Raises TypeError for a model that is not a perceptron with Bernoulli pixels.
+    Raises TypeError for a model that is not a perceptron with Bernoulli pixels and prior N(0, I).
     """
 
     def __init__(self, model: VAE, layer_type: type[Rows] | type[Columns]) -> None:
         network = model.network
-        if type(network) is not MLP or type(model.likelihood) is not Bernoulli:
-            raise TypeError("a gradient is written out for perceptrons with Bernoulli pixels only")
+        others = (type(model.likelihood), type(model.prior))
+        if type(network) is not MLP or others != (Bernoulli, NormalPrior):
+            raise TypeError("a gradient is written out for mlp, bernoulli and normal only")
         self.model = model
+        self.kl_weight = torch.ones((), device=model.device)  # not read
         self.arrange = layer_type.arrange
         self.encoder, self.decoder = (
             [layer_type(layer) if isinstance(layer, nn.Linear) else layer for layer in layers]
@@ -48,14 +51,14 @@ class PerceptronGradient:
     @torch.no_grad()
     def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
         """Set the gradients."""
-        x, eps = self.arrange(batch.x), self.arrange(eps)
+        x, eps = self.arrange(batch.x), self.arrange(eps.squeeze(1))
         dtype = self.model.dtype
         encoded = _forward(self.encoder, x.to(dtype))
         mu, log_var = encoded[-1].to(x.dtype).chunk(2, dim=-1)
         noise = torch.exp(0.5 * log_var) * eps  # σ ε
         decoded = _forward(self.decoder, (mu + noise).to(dtype))
         logits = decoded[-1].to(x.dtype)
-        terms = ElboTerms(self.model.likelihood.neg_log_prob(logits, x), gaussian_kl(mu, log_var))
+        recon, kl = self.model.likelihood.neg_log_prob(logits, x), gaussian_kl(mu, log_var)
 
         d_logits = torch.sigmoid(logits).sub_(x)
         d_z = _backward(self.decoder, decoded, d_logits.to(dtype)).to(x.dtype)
@@ -65,7 +68,7 @@ class PerceptronGradient:
         torch.add(d_z, mu, out=d_mu)
         torch.add(torch.expm1(log_var), d_z * noise, out=d_log_var).mul_(0.5)
         _backward(self.encoder, encoded, d_encoded.to(dtype), to_input=False)
-        return terms
+        return ElboTerms(recon, kl, loss=recon + kl)
 
 
 def _forward(layers: Layers, a: Tensor) -> list[Tensor]:
