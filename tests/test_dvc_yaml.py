@@ -16,6 +16,7 @@ from helpers.repo import litter
 
 from pipeline import paths
 from pipeline.model.network import Architecture
+from pipeline.model.objective import Objective
 from pipeline.params import Params, parse_yaml, read_yaml
 
 DVC = read_yaml(ROOT / "dvc.yaml")
@@ -83,8 +84,9 @@ def test_the_files_of_a_stage_are_those_that_it_names(stage):
 @pytest.mark.parametrize("stage", ["download", "train", "train_classifier", "evaluate"])
 def test_the_parameters_of_a_stage_are_those_that_it_reads(stage):
     read = set(re.findall(r"\b(?:load_params\(\)|params)\.([a-z_]+)", source(stage)))
-    if "fields(Architecture)" in source(stage):
-        read |= set(Architecture.__dataclass_fields__)
+    for kind in (Architecture, Objective):
+        if f"chosen({kind.__name__}" in source(stage):
+            read |= set(kind.__dataclass_fields__)
     assert entries(stage, "params") == read & set(Params.model_fields)
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, set_params, use_folder
 
 from pipeline.errors import UserError
-from pipeline.params import NOT_IN_RESULTS, Params, load_params
+from pipeline.params import NEEDS, NOT_IN_RESULTS, Params, load_params
 
 DEFAULTS = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
@@ -25,7 +25,7 @@ INVALID = {
 INVALID_LINES = {
     "": "params.yaml: z_dim",
     "zdim: 20": "params.yaml: zdim",
-    "z_dim: 20\nbeta: 4": "params.yaml: beta",
+    "z_dim: 20\ngamma: 4": "params.yaml: gamma",
     "z_dim: 20\nz_dim: 2": "params.yaml",
     "z_dim: {a: 1": "params.yaml",
     "z_dim: !!python/object/apply:os.system [x]": "params.yaml",
@@ -109,8 +109,26 @@ def test_a_stage_refuses_an_invalid_file_before_anything_else(path, monkeypatch,
 def test_the_range_in_the_comment_is_what_is_accepted(path, key, low, high):
     step = 1 if low.isdecimal() else 0.01
     for value in (low, high):
-        set_params(path.parent, {key: value})
+        other, allowed = NEEDS.get(key, (key, (value,)))
+        set_params(path.parent, {other: allowed[0], key: value})
         assert str(getattr(load_params(path), key)) in (value, f"{value}.0")
     for value in (float(low) - step, float(high) + step):
         set_params(path.parent, {key: int(value) if step == 1 else value})
         assert refused(path) == f"params.yaml: {key}"
+
+
+UNFIT = {  # a value that leaves the key without meaning
+    "prior_components": ("prior", "normal"), "beta": ("objective", "iwae"),
+    "warmup_epochs": ("objective", "dreg"), "free_bits": ("objective", "iwae"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NEEDS)
+def test_a_parameter_without_meaning_is_refused_with_both_keys(path, key):
+    other, unfit = UNFIT[key]
+    set_params(path.parent, {other: unfit})
+    load_params(path)
+    set_params(path.parent, {key: 2})
+    with pytest.raises(UserError, match=f"no meaning with {other}: {unfit}") as error:
+        load_params(path)
+    assert error.value.subject == f"params.yaml: {key}"

@@ -83,10 +83,8 @@ def test_without_validation_the_history_has_nan_in_the_same_columns(workplace):
     """DVC's plots draw no curve without its column, and read an empty cell as 0."""
     set_params(workplace, {"val_size": 0, "num_epochs": 1})
     train.main()
-    line = dict(
-        zip(columns(NEG_ELBO), paths.HISTORY.read_text().split()[1].split(","), strict=True)
-    )
-    empty = [name for name, value in line.items() if value == "nan"]
+    names, line = (text.split(",") for text in paths.HISTORY.read_text().split())
+    empty = [name for name, value in zip(names, line, strict=True) if value == "nan"]
     assert empty == [name for name in columns(NEG_ELBO) if name.startswith("val/")]
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from dvc.repo import Repo
 
 from pipeline.errors import UserError
-from pipeline.params import parse_yaml
+from pipeline.params import DEFAULTS, parse_yaml
 from pipeline.paths import CLASSIFIER_REPORT, DVC_LOCK, EVALUATION, MODEL, PER_IMAGE
 from pipeline.runtime.git import Experiment, git_bytes
 
@@ -81,6 +81,7 @@ def _read_lock(run: Run, content: bytes) -> dict[str, str]:
     stages = parse_yaml(content.decode(), DVC_LOCK.name).get("stages", {})
     outs: dict[str, str] = {}
     deps: dict[str, str] = {}
+    run.params = dict(DEFAULTS)
     for name in sorted({"download", "train", "evaluate"} & stages.keys()):
         run.params |= stages[name].get("params", {}).get("params.yaml", {})
         outs |= {item["path"]: item["md5"] for item in stages[name]["outs"]}
