@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.comparison.runs import Run
+from pipeline.params import DEFAULTS
 from pipeline.runtime.files import sha256_file
 
 
@@ -33,5 +34,7 @@ def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Any], str]:
     return found, "links to runs of the local store work while `make ui` runs"
 
 
-def _key(params: Mapping[str, object], model_sha256: str) -> frozenset[object]:
-    return frozenset([model_sha256, *zip(params, map(str, params.values()), strict=True)])
+def _key(params: dict[str, object], model_sha256: str) -> frozenset[object]:
+    return frozenset(
+        [model_sha256, *((key, str(value)) for key, value in (DEFAULTS | params).items())]
+    )
