@@ -1,6 +1,6 @@
 """Links to MLflow runs. A store that cannot be used costs one note."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
