@@ -1,6 +1,6 @@
 """Links to MLflow runs. A store that cannot be used costs one note."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Any], str]:
     return found, "links to runs of the local store work while `make ui` runs"
 
 
-def _key(params: dict[str, object], model_sha256: str) -> frozenset[object]:
+def _key(params: Mapping[str, object], model_sha256: str) -> frozenset[object]:
     return frozenset(
-        [model_sha256, *((key, str(value)) for key, value in (DEFAULTS | params).items())]
+        [model_sha256, *((key, str(value)) for key, value in {**DEFAULTS, **params}.items())]
     )

@@ -1,0 +1,94 @@
+"""Annealed importance sampling where log p(x) is known."""
+
+import math
+
+import pytest
+import torch
+from helpers.models import small_vae
+from torch.distributions import MultivariateNormal
+
+from pipeline.evaluation import annealing
+from pipeline.evaluation.annealing import neg_log_evidence
+from pipeline.evaluation.importance import log_weights, neg_log_mean, noise
+from pipeline.evaluation.reconstruction import bernoulli
+from pipeline.model.likelihood import Likelihood
+from pipeline.model.network import Batch
+from pipeline.runtime.randomness import generator
+
+SIGMA = 0.5
+
+
+class LinearGaussian(Likelihood):
+    """N(x | outputs, σ² I)."""
+
+    def neg_log_prob(self, outputs, x):
+        terms = (x - outputs).square() / SIGMA**2 + math.log(2 * math.pi * SIGMA**2)
+        return 0.5 * terms.sum(dim=-1)
+
+
+@pytest.fixture
+def linear():
+    """A model whose decoder is affine, with an encoder that is far from its posterior; images."""
+    model = small_vae(z_dim=3, h_dim=8, image_shape=(3, 4)).double()
+    model.likelihood = LinearGaussian(model.architecture)
+    first, last = model.network.decoder[0], model.network.decoder[-1]
+    model.network.decoder = torch.nn.Sequential(first, last)
+    with torch.no_grad():
+        first.weight *= 1.5
+    x = torch.rand(8, 12, generator=generator(3, "test"), dtype=torch.float64)
+    return model, Batch(x, torch.zeros(8, dtype=torch.int64))
+
+
+def test_it_equals_log_p_of_a_linear_gaussian_model(linear):
+    model, batch = linear
+    first, last = model.network.decoder
+    weight = (last.weight @ first.weight).detach()
+    mean = (last.weight @ first.bias + last.bias).detach()
+    covariance = weight @ weight.T + SIGMA**2 * torch.eye(12, dtype=torch.float64)
+    exact = -MultivariateNormal(mean, covariance).log_prob(batch.x)
+    bound = neg_log_evidence(model, batch, 300, 300, generator(0, "test"))
+    assert (bound - exact).abs().mean() < 0.02
+    # As many draws from the encoder's q are further away.
+    plain = log_weights(model, batch, noise(300, 3, range(8)).double(), _recon(model))
+    assert (neg_log_mean(plain, 300) - exact).abs().mean() > 0.03
+
+
+def _recon(model):
+    return lambda outputs, x: model.likelihood.neg_log_prob(outputs, x.unsqueeze(1))
+
+
+def test_it_is_below_the_bound_of_a_mixture_and_a_perceptron(linear):
+    """A decoder that is not linear, and a prior with weights."""
+    _, batch = linear
+    model = small_vae(z_dim=3, h_dim=8, image_shape=(3, 4), activation="tanh", prior="mixture")
+    model = model.double()
+    with torch.no_grad():
+        model.network.decoder[0].weight *= 3
+    many = log_weights(model, batch, noise(50_000, 3, range(8)).double(), bernoulli, 1.4)
+    bound = neg_log_evidence(model, batch, 300, 200, generator(0, "test"))
+    assert (bound - neg_log_mean(many, 50_000)).abs().mean() < 0.02
+
+
+def test_a_step_leaves_its_distribution_invariant(linear):
+    """Exact draws of the posterior, moved at β = 1: their moments stay."""
+    model, batch = linear
+    first, last = model.network.decoder
+    weight = (last.weight @ first.weight).detach()
+    mean = (last.weight @ first.bias + last.bias).detach()
+    precision = torch.eye(3, dtype=torch.float64) + weight.T @ weight / SIGMA**2
+    center = torch.linalg.solve(precision, weight.T @ (batch.x[0] - mean) / SIGMA**2)
+    posterior = MultivariateNormal(center, precision_matrix=precision)
+    rows = Batch(batch.x[:1].expand(20_000, -1), batch.y[:1].expand(20_000))
+    torch.manual_seed(0)
+    z = posterior.sample((20_000,))
+    one = torch.ones((), dtype=torch.float64)
+    chains = annealing.AnnealedChains(model, rows, torch.stack([one, one]))
+    mu, log_var = chains.posterior
+    start = chains._evaluate((z - mu) * torch.exp(-0.5 * log_var))
+    step = torch.full((20_000, 1), 0.2, dtype=torch.float64)
+    end, accepted = chains._move(start, one, step, generator(1, "test"))
+    moved = mu + torch.exp(0.5 * log_var) * end.u
+    assert 0.3 < accepted.double().mean() < 0.999
+    error = posterior.variance.sqrt() / math.sqrt(20_000)
+    assert ((moved.mean(dim=0) - center).abs() < 4 * error).all()
+    torch.testing.assert_close(moved.T.cov(), posterior.covariance_matrix, rtol=0.06, atol=0.002)
