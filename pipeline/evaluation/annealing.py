@@ -104,10 +104,10 @@ def neg_log_evidence(
     """
     betas = torch.linspace(0, 1, num_steps + 1).to(batch.x)
     _, step_sizes = AnnealedChains(model, batch, betas).log_weights(generator)
-    repeated = Batch(*(part.repeat_interleave(num_chains, dim=0) for part in batch))
+    rows = torch.arange(len(batch.x)).repeat_interleave(num_chains)
+    repeated = Batch(batch.x[rows], None if batch.y is None else batch.y[rows])
     chains = AnnealedChains(model, repeated, betas)
-    own = step_sizes.repeat_interleave(num_chains, dim=1)
-    log_w, _ = chains.log_weights(generator, own)
+    log_w, _ = chains.log_weights(generator, step_sizes[:, rows])
     return math.log(num_chains) - log_w.view(-1, num_chains).logsumexp(dim=1)
 
 

@@ -1,0 +1,216 @@
+"""The tables of docs/results.md: `make tables`, or `python -m benchmarks.tables [TABLE ...]`.
+
+Every row is a configuration, every seed of it a DVC experiment of HEAD. Those that are not there
+yet are queued and executed, JOBS at a time (2 unless the environment says otherwise); then the page
+is rendered from what the experiments recorded. `--render` renders only.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+from benchmarks.measure import ROOT, hardware
+from pipeline.commands.comparison.runs import Run, read_runs
+from pipeline.runtime.git import experiments
+from pipeline.runtime.tensor_file import read_tensors
+from pipeline.tracking.client import Store, existing_store
+
+PAGE = ROOT / "docs" / "results.md"
+JOBS = os.environ.get("JOBS", "2")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, each a configuration by what it changes, with the published figures beside it."""
+
+    title: str
+    about: str
+    metric: str
+    common: Mapping[str, object]  # parameters of all rows
+    rows: Mapping[str, Mapping[str, object]]
+    published: Mapping[str, str]
+    seeds: int = 3
+
+
+TABLES = {
+    "leaderboard": Table(
+        title="An equal budget: 20 epochs",
+        about="One change each to the default model. `nll_binarized` compares all of them: nats "
+        "per image for one fixed binarization of the test images.",
+        metric="nll_binarized",
+        common={"num_epochs": 20, "eval_samples": 200, "sample_every": 20},
+        rows={
+            "default": {},
+            "continuous Bernoulli": {"likelihood": "continuous_bernoulli"},
+            "Gaussian, learned sigma": {"likelihood": "gaussian"},
+            "Gaussian, optimal sigma": {"likelihood": "gaussian", "sigma": "optimal"},
+            "mixture prior": {"prior": "mixture", "prior_components": 50},
+            "VampPrior": {"prior": "vamp", "prior_components": 50},
+            "IWAE, 5 samples": {"objective": "iwae", "num_samples": 5},
+            "DReG, 5 samples": {"objective": "dreg", "num_samples": 5},
+            "ELBO, 5 samples": {"num_samples": 5},
+            "warm-up of 10 epochs": {"warmup_epochs": 10},
+            "free bits": {"free_bits": 0.1},
+            "cosine schedule": {"lr_schedule": "cosine"},
+            "dynamic binarization": {"binarize": "dynamic"},
+            "convolutions": {"network": "conv", "h_layers": 2},
+            "conditional": {"conditional": True},
+        },
+        published={},
+    ),
+    "static": Table(
+        title="784-400-40 on fixed binarization",
+        about="Adam 1e-4, batches of 100, 500 epochs, step schedule; −log p(x) with 200 draws. The "
+        "published figures are of another fixed binarization.",
+        metric="nll",
+        common={
+            "binarize": "fixed", "z_dim": 40, "batch_size": 100, "learning_rate": 1e-4,
+            "num_epochs": 500, "lr_schedule": "step", "eval_samples": 200, "val_size": 10000,
+            "sample_every": 100,
+        },
+        rows={"VAE": {}},
+        published={"VAE": "89.9; 89.78 reproduced"},
+        seeds=1,
+    ),
+    "dynamic": Table(
+        title="784-200-200-50, tanh, on dynamic binarization",
+        about="One stochastic layer as in Burda et al. (2016), table 1; −log p(x) with 5,000 "
+        "draws.",
+        metric="nll",
+        common={
+            "binarize": "dynamic", "z_dim": 50, "h_dim": 200, "h_layers": 2, "activation": "tanh",
+            "batch_size": 100, "num_epochs": 300, "lr_schedule": "cosine", "eval_samples": 5000,
+            "eval_proposal_scale": 1.0, "val_size": 0, "sample_every": 100,
+        },
+        rows={"VAE": {}, "IWAE, 5 samples": {"objective": "iwae", "num_samples": 5}},
+        published={"VAE": "86.76; 86.35", "IWAE, 5 samples": "85.54; 85.18"},
+    ),
+    "priors": Table(
+        title="Priors on fixed binarization",
+        about="784-300-300-40, as in Tomczak & Welling (2018), without gates.",
+        metric="nll",
+        common={
+            "binarize": "fixed", "z_dim": 40, "h_dim": 300, "h_layers": 2, "batch_size": 100,
+            "learning_rate": 5e-4, "num_epochs": 150, "lr_schedule": "cosine", "val_size": 10000,
+            "sample_every": 50,
+        },
+        rows={"N(0, I)": {}, "VampPrior": {"prior": "vamp", "prior_components": 500}},
+        published={"N(0, I)": "88.56", "VampPrior": "85.57"},
+        seeds=1,
+    ),
+}  # fmt: skip
+
+
+def name(table: str, row: int, seed: int) -> str:
+    """The name of an experiment."""
+    return f"{table}-{row:02}-s{seed}"
+
+
+def queue(chosen: list[str], present: set[str]) -> list[str]:
+    """Queue what is not there yet; return the names."""
+    queued = []
+    for key in chosen:
+        table = TABLES[key]
+        for row, changes in enumerate(table.rows.values()):
+            for seed in range(1, table.seeds + 1):
+                experiment = name(key, row, seed)
+                if experiment in present:
+                    continue
+                params = {**table.common, **changes, "seed": seed}
+                options = [
+                    word for item in params.items() for word in ("-S", "{}={}".format(*item))
+                ]
+                _dvc("exp", "run", "--queue", "-n", experiment, *options)
+                queued.append(experiment)
+    return queued
+
+
+def execute(queued: list[str]) -> None:
+    """Run the queue to its end. An experiment that fails is left out of the page."""
+    if queued:
+        _dvc("queue", "start", "-j", JOBS)
+    while any(word in _dvc("queue", "status") for word in ("Queued", "Running")):
+        time.sleep(10)
+
+
+def render(runs: Mapping[str, Run], store: Store | None) -> str:
+    """The page."""
+    machine = hardware(torch.device("cpu"))
+    durations = {}
+    for run in store.runs() if store else []:
+        if run.info.end_time:
+            durations[run.info.run_name] = (run.info.end_time - run.info.start_time) / 60_000
+    lines = [
+        "# Results", "",
+        "Written by `make tables`. Means over seeds with 95 % intervals over seeds, or over test "
+        "images if there is one seed; nats per image of all 10,000 test images, lower is better. "
+        "Minutes are those of one run from the first epoch to the end of the evaluation, with "
+        f"{JOBS} runs at a time on {machine['cores']} cores of an {machine['cpu']}, "
+        f"PyTorch {machine['torch']}.",
+    ]  # fmt: skip
+    for key, table in TABLES.items():
+        rows = [line(key, index, runs, durations) for index in range(len(table.rows))]
+        found = sorted(row for row in rows if row)
+        if not found:
+            continue
+        changes = " ".join(f"{name}={value}" for name, value in table.common.items())
+        lines += ["", f"## {table.title}", "", table.about, "", f"All rows: `{changes}`.", ""]
+        published = " published |" if table.published else ""
+        lines += [f"| | parameters | {table.metric} |{published} n | weights | minutes |"]
+        lines += ["|" + "---|" * (6 + bool(table.published))]
+        lines += [text for _, text in found]
+    return "\n".join(lines) + "\n"
+
+
+def line(
+    key: str, index: int, runs: Mapping[str, Run], durations: Mapping[str, float]
+) -> tuple[float, str] | None:
+    """(mean, row of the table), or None if the row was not executed."""
+    table = TABLES[key]
+    title, changes = list(table.rows.items())[index]
+    names = [name(key, index, seed) for seed in range(1, table.seeds + 1)]
+    found = [each for each in names if each in runs and table.metric in runs[each].metrics]
+    if not found:
+        return None
+    values = np.array([runs[each].metrics[table.metric] for each in found])
+    error = float(runs[found[0]].metrics[f"{table.metric}_se"])
+    factor = 1.96
+    if len(values) > 1:
+        error = float(values.std(ddof=1)) / len(values) ** 0.5
+        factor = float(stats.t.ppf(0.975, len(values) - 1))
+    weights = sum(prod(tensor.shape) for tensor in read_tensors(runs[found[0]].model).values())
+    minutes = np.mean([durations.get(each, np.nan) for each in found])
+    published = f" {table.published.get(title, '')} |" if table.published else ""
+    settings = " ".join(f"`{parameter}={value}`" for parameter, value in changes.items())
+    text = f"| {title} | {settings} | {values.mean():.2f} ± {factor * error:.2f} |{published}"
+    return values.mean(), f"{text} {len(values)} | {weights:,} | {minutes:.1f} |"
+
+
+def main() -> None:
+    """Execute what is missing and write the page."""
+    chosen = [word for word in sys.argv[1:] if word != "--render"] or list(TABLES)
+    if "--render" not in sys.argv:
+        execute(queue(chosen, {entry.name for entry in experiments(ROOT)}))
+    entries = {entry.name: entry for entry in experiments(ROOT)}
+    runs = {run.name: run for run in read_runs(entries, ROOT)}
+    PAGE.write_text(render(runs, existing_store(ROOT)), encoding="utf-8")
+    print(f"Wrote {PAGE.relative_to(ROOT)}")
+
+
+def _dvc(*arguments: str) -> str:
+    command = [str(Path(sys.executable).parent / "dvc"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
