@@ -51,8 +51,7 @@ def main() -> None:
     evidence = bounds.evidence(model, split, recons, proposal, cores)
     per_image = {
         "neg_elbo": terms.neg_elbo,
-        "recon": terms.recon,
-        "kl": terms.kl,
+        **{name: values for name, values in terms._asdict().items() if name != "loss"},
         "nll": evidence.widened[:, -1],
         "nll_binarized": evidence.binarized,
     }
