@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # One file at a time on each of two workers: tests mostly wait for processes of their own.
 PYTEST = "$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup install lock repro queue test test-slow test-all check format bench ui
+.PHONY: help setup install lock repro queue test test-slow test-all check format bench tables ui
 
 help:           ## this list
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ {printf "make %-8s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ lock: setup     ## resolve requirements.lock from pyproject.toml (needs uv)
 
 bench: setup    ## measure the speed on this machine, into reports/benchmarks/; about ten minutes
 	"$(VENV)/bin/python" -m benchmarks.run $(ROUNDS)
+
+tables: setup   ## execute the experiments of docs/results.md that are missing, and write it; hours
+	"$(VENV)/bin/python" -m benchmarks.tables $(TABLES)
 
 # MLflow's own messages go into a file. The link appears when the server answers.
 ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pictures
