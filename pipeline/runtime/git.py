@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,10 +65,13 @@ def git(*arguments: str, at: Path = Path(), optional: bool = False) -> str:
     return git_bytes(*arguments, at=at, optional=optional).decode(errors="replace")
 
 
-def git_bytes(*arguments: str, at: Path, optional: bool = False, stdin: bytes = b"") -> bytes:
-    """Like `git`, for input and output that need not be UTF-8."""
+def git_bytes(
+    *arguments: str, at: Path, optional: bool = False, stdin: bytes = b"", index: str = ""
+) -> bytes:
+    """Like `git`, for input and output that need not be UTF-8. index: "" for the repository's."""
     cleared = {f"GIT_{name}" for name in CLEARED.split()}
     env = {name: value for name, value in os.environ.items() if name not in cleared}
+    env |= {"GIT_INDEX_FILE": index} if index else {}
     command = ["git", *PINNED.split(), *arguments]
     try:
         done = subprocess.run(
@@ -102,7 +106,10 @@ def source_of(experiment: Experiment, root: Path) -> Source:
 
 def diff_from(*commits: str, at: Path) -> str:
     """Return the diff between two commits, or between one and the working directory."""
-    return git_bytes(*DIFF.split(), *commits, *INPUTS, at=at).decode(errors="surrogateescape")
+    with tempfile.TemporaryDirectory() as scratch:
+        index = _unmarked_index(at, Path(scratch))
+        diff = git_bytes(*DIFF.split(), *commits, *INPUTS, at=at, index=index)
+    return diff.decode(errors="surrogateescape")
 
 
 def artifact(source: Source) -> bytes:
@@ -212,6 +219,24 @@ def _extract(commit: str, root: Path, folder: Path) -> None:
             path.chmod(0o755 if about.startswith(b"100755") else 0o644)
         elif (path.parent / os.fsdecode(content)).resolve().is_relative_to(folder.resolve()):
             path.symlink_to(os.fsdecode(content))
+
+
+def _unmarked_index(root: Path, folder: Path) -> str:
+    """Return an index in `folder` that hides no change of a file; "" if git's own does not.
+
+    git takes a file for unchanged that `update-index --skip-worktree` or --assume-unchanged marks.
+    """
+    listed = git_bytes("ls-files", "-v", "-z", at=root)
+    marked = re.findall(rb"(?:^|\0)[hsS] ([^\0]+)", listed)
+    # A sparse checkout marks files that are absent.
+    present = b"\0".join(name for name in marked if os.path.lexists(root / os.fsdecode(name)))
+    if not present:
+        return ""
+    path = git("rev-parse", "--git-path", "index", at=root).rstrip("\n")
+    index = str(shutil.copy(root / path, folder))
+    for unmark in ("--no-skip-worktree", "--no-assume-unchanged"):
+        git_bytes("update-index", unmark, "-z", "--stdin", at=root, stdin=present, index=index)
+    return index
 
 
 def _prefix(root: Path) -> str:

@@ -174,5 +174,5 @@ def _folder() -> Path:
 def _source() -> dict[str, Any] | None:
     try:
         return asdict(here())
-    except UserError:  # the follower and `log` ask git again, and report its message
+    except (UserError, OSError):  # the follower and `log` ask git again, and report its message
         return None

@@ -116,6 +116,25 @@ def test_untracked_files_are_named_and_the_code_is_restored_nevertheless(root, t
     assert Path("binary").read_bytes() == FILES["binary"][changed]
 
 
+@IN_A_SUBFOLDER
+def test_no_mark_in_the_index_hides_a_change(root, tmp_path):
+    """A sparse checkout marks what it leaves out: that is no change."""
+    Path("absent").touch()
+    commit()
+    change_files()
+    expected = git.here(root)
+    names = list(FILES)
+    run_git("update-index", "--skip-worktree", "absent", *names[1:])
+    run_git("update-index", "--assume-unchanged", *names[:2])
+    Path("absent").unlink()
+    assert run_git("status", "--porcelain", "-uno") == ""
+    before = Path(run_git("rev-parse", "--git-path", "index")).read_bytes()
+    assert git.here(root) == expected and expected.dirty
+    assert Path(run_git("rev-parse", "--git-path", "index")).read_bytes() == before
+    git.clone(root, expected.baseline, git.artifact(git.here(root)), tmp_path / "clone")
+    assert (tmp_path / "clone/binary").read_bytes() == FILES["binary"][1]
+
+
 def test_files_are_those_of_the_commit_whatever_the_user_has_configured(root, tmp_path):
     run_git("config", "core.autocrlf", "true")
     attributes = "binary export-ignore\n* text=auto eol=crlf\n"
