@@ -9,6 +9,7 @@ JOBS   ?= 2
 # looks for them in the PATH that it was started with.
 export PATH := $(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
+unexport PYTHONSAFEPATH
 
 # One file at a time on each of two workers: tests mostly wait for processes of their own.
 PYTEST = "$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -74,17 +75,20 @@ tables: setup   ## execute the experiments of docs/results.md that are missing, 
 
 # MLflow's own messages go into a file. The link appears when the server answers.
 ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pictures
-	@case "$$MLFLOW_TRACKING_URI" in \
+	@store=$$("$(VENV)/bin/python" -c "import importlib, pathlib; from pipeline import errors; \
+	    locate = lambda: importlib.import_module('pipeline.tracking.address').locate(pathlib.Path.cwd()); \
+	    errors.run(lambda: print(locate()[0]))") || exit; \
+	case "$$store,$$MLFLOW_TRACKING_URI" in \
 	  http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names"; exit;; \
-	  "") page="experiments/1/runs?viewStateShareKey=results&";; \
+	  *,) page="experiments/1/runs?viewStateShareKey=results&";; \
 	  *) page="experiments?";; \
 	esac; \
-	"$(VENV)/bin/python" -c "import socket; socket.create_server(('127.0.0.1', $(PORT)))" 2> /dev/null || \
+	"$(VENV)/bin/python" -c "import socket; socket.create_server(('127.0.0.1', $(PORT) or -1))" 2> /dev/null || \
 	  { echo "Port $(PORT) cannot be used, or another server uses it: make ui PORT=5001" >&2; exit 2; }; \
 	( until "$(VENV)/bin/python" -c "import http.client as h; c = h.HTTPConnection('127.0.0.1', $(PORT)); \
-	    c.request('GET', '/health'); c.getresponse()" 2> /dev/null; do sleep 0.2; kill -0 $$$$ || exit; done; \
+	    c.request('GET', '/health'); c.getresponse()" 2> /dev/null; do sleep 0.2; kill -0 $$$$ 2> /dev/null || exit; done; \
 	  echo "Open http://127.0.0.1:$(PORT)/#/$${page}workflowType=machine_learning, end with Ctrl-C" ) & \
 	mkdir -p .dvc/tmp && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	"$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" > .dvc/tmp/ui.log 2>&1; \
+	  --backend-store-uri "$$store" > .dvc/tmp/ui.log 2>&1; \
 	kill $$! 2> /dev/null; grep -i error .dvc/tmp/ui.log >&2; exit 1

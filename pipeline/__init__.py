@@ -5,4 +5,4 @@ from importlib.util import find_spec
 
 for package in ("safetensors", "torch"):
     if find_spec(package) is None:
-        sys.exit(f"{sys.executable} has no package {package}: run `make setup`, which fills .venv")
+        sys.exit(f"{sys.executable} has no package {package}: run `make setup`, or remove .venv")

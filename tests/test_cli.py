@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import timeit
 
 import pytest
@@ -46,13 +47,14 @@ def test_a_repository_of_another_user_is_reported_by_git(name, loggable, monkeyp
         main()
 
 
-def make_ui(folder, port) -> subprocess.Popen:
+def make_ui(folder, port, **env: str) -> subprocess.Popen:
     """`make ui` as in a terminal, in a folder with a blank in its name."""
-    (folder / "a clone").mkdir()
+    (folder / "a clone").mkdir(parents=True)
+    (folder / "a clone/pipeline").symlink_to(ROOT / "pipeline")
     command = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "ui", "-o", "setup"]
     command += [f"VENV={sys.prefix}", f"PORT={port}", f"CURDIR={folder / 'a clone'}"]
     return subprocess.Popen(
-        command, cwd=folder / "a clone",
+        command, cwd=folder / "a clone", env=os.environ | {"PYTHONSAFEPATH": "1"} | env,
         start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -64,6 +66,36 @@ def test_make_ui_does_not_show_the_server_of_another_program(tmp_path):
         line, *_ = process.communicate()[0].splitlines()
     assert process.returncode and line.startswith(f"Port {port} ") and "PORT=5001" in line
     assert "http://" not in line
+
+
+@pytest.mark.parametrize(
+    ("port", "uri", "message"),
+    [
+        ("0", "", "Port 0 cannot be used"),
+        ("abc", "", "Port abc cannot be used"),
+        ("5000", "SQLite:///missing/runs.db", "MLflow: MLFLOW_TRACKING_URI names no file"),
+    ],
+)
+def test_make_ui_with_a_mistake_is_one_line_and_creates_nothing(tmp_path, port, uri, message):
+    process = make_ui(tmp_path, port, MLFLOW_TRACKING_URI=uri)
+    line, make = process.communicate()[0].splitlines()
+    assert process.returncode and line.startswith(message) and make.startswith("make: ***")
+    assert [path.name for path in (tmp_path / "a clone").iterdir()] == ["pipeline"]
+
+
+def test_make_ui_knows_a_server_by_any_spelling(tmp_path):
+    output = make_ui(tmp_path, 5000, MLFLOW_TRACKING_URI="HTTPS://x").communicate()[0]
+    assert output == "The runs are on the server that MLFLOW_TRACKING_URI names\n"
+
+
+@pytest.mark.slow
+def test_make_ui_that_is_ended_early_is_silent(tmp_path):
+    for seconds in (0.5, 2, 3):
+        process = make_ui(tmp_path / str(seconds), free_port())
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        lines = process.communicate(timeout=60)[0].splitlines()
+        assert all(line.startswith("make: ***") for line in lines), lines
 
 
 @pytest.mark.slow

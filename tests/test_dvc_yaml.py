@@ -58,7 +58,7 @@ def contains(dependency: str, file: str) -> bool:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_a_description_and_one_command_without_a_shell(stage):
     assert STAGES[stage]["desc"]
-    start = 'exec env PATH="$DVC_ROOT/.venv/bin:$PATH" python -m pipeline.stages.'
+    start = 'exec env PYTHONSAFEPATH= PATH="$DVC_ROOT/.venv/bin:$PATH" python -m pipeline.stages.'
     assert STAGES[stage]["cmd"] == start + stage
 
 

@@ -51,6 +51,7 @@ def store_errors() -> Iterator[None]:
 def locate(root: Path) -> tuple[str, Path | None]:
     """The URI of the store, and its file if it is an sqlite database; relative to `root`."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
+    uri = re.sub(r"^\w+(?=[:+])", lambda kind: kind[0].lower(), uri)
     if scheme(uri) != "sqlite":
         return uri, None
     url = make_url(uri)
