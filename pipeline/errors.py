@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import warnings
@@ -10,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# In what Python, NumPy, PyTorch and CUDA raise: names of exceptions, or messages of RuntimeError.
+NO_MEMORY = r"MemoryError|out of memory|(allocate|enough) memory|ALLOC_FAILED|bad_alloc"
 
 
 class UserError(Exception):
@@ -40,6 +43,7 @@ def run(main: Callable[[], object]) -> None:
         _die_with_parent()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _prepare_output()
+    _forget_other_repository()
     try:
         main()
         sys.stdout.flush()
@@ -51,6 +55,11 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if not re.search(NO_MEMORY, repr(error)):
+            raise
+        print("params.yaml: out of memory; lower batch_size, h_dim, eval_samples", file=sys.stderr)
+        sys.exit(2)
 
     sys.stderr.flush()
     os._exit(0)  # Python would take up to a second to free what the system frees anyway
@@ -73,6 +82,18 @@ def _prepare_output() -> None:
         if getattr(sys, name) is None:  # the first file that is opened would take its place
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
         getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _forget_other_repository() -> None:
+    """Drop what DVC has set, unless for this stage: left over in a shell, or of a pipeline around.
+
+    DVC runs stages in the root and, for experiments, in folders of .dvc/tmp/exps, maybe a link.
+    """
+    root, here = Path(os.environ.get("DVC_ROOT") or ".").resolve(), Path.cwd()
+    is_inside = here == root or here.is_relative_to((root / ".dvc" / "tmp" / "exps").resolve())
+    if "DVC_STAGE" not in os.environ or not is_inside:
+        for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+            os.environ.pop(name, None)
 
 
 def _die_with_parent() -> None:

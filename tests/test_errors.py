@@ -1,5 +1,6 @@
 """How a process starts and ends."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,11 @@ ENDS = [
     ("os.kill(os.getpid(), signal.SIGTERM)", 143, ""),
     ("raise PermissionError(13, 'Permission denied', 'x')", 2, ".*Permission denied: 'x'\n"),
     ("raise ValueError('a bug')", 1, "Traceback.*ValueError: a bug\n"),
+    ("[0] * 2**62", 2, "params.yaml: out of memory; .*batch_size.*\n"),
+    ("import numpy; numpy.empty(2**62, 'u1')", 2, "params.yaml: out of memory; .*\n"),
+    ("import torch; torch.empty(2**59)", 2, "params.yaml: out of memory; .*\n"),
+    ("import torch; raise torch.OutOfMemoryError('CUDA')", 2, "params.yaml: out of memory; .*\n"),
+    ("raise RuntimeError('an illegal memory access')", 1, "Traceback.*illegal memory access\n"),
     ("pass", 0, ""),
 ]
 
@@ -31,6 +37,23 @@ def test_the_exit_status_says_how_a_process_ended(code, status, message):
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == status and re.fullmatch(message, done.stderr, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("place", "root", "kept"),
+    [("", "", True), (".dvc/tmp/exps/tmp1", "", True), ("", "other", False), ("other", "", False)],
+)
+def test_what_dvc_has_set_for_another_stage_is_dropped(tmp_path, place, root, kept):
+    """Left over in a shell, or of a stage that runs this repository's DVC."""
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    env = {"DVC_ROOT": str(tmp_path / root), "DVC_EXP_NAME": "x", "DVC_EXP_BASELINE_REV": "f"}
+    code = "import os; from pipeline.errors import run; run(lambda: print([*os.environ]))"
+    for stage, expected in (({"DVC_STAGE": "log"}, kept), ({}, False)):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path / place, text=True, capture_output=True,
+            env=os.environ | env | stage | {"PYTHONPATH": str(ROOT)}, check=True,
+        )  # fmt: skip
+        assert {name in done.stdout for name in env} == {expected}
 
 
 TERMINALS = {

@@ -106,6 +106,15 @@ def test_divergence_is_one_message_and_leaves_no_model(workplace):
     assert "nan" not in paths.HISTORY.read_text(), "no line for the epoch that failed"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA")
+def test_too_little_memory_is_one_line_that_names_parameters(workplace):
+    set_params(workplace, {"h_dim": 8192, "h_layers": 8})
+    process = start("bash", "-c", f"ulimit -d 1000000; exec {shlex.join(STAGE)}")
+    output = process.communicate()[0]
+    assert process.returncode == 2 and "Traceback" not in output
+    assert "params.yaml: out of memory; lower batch_size, h_dim" in output.splitlines()[-1]
+
+
 @pytest.mark.parametrize("val_size", [0, 100])
 def test_what_only_the_last_step_broke_is_found(workplace, val_size):
     """The loss of one step of all images, and of validation, is finite; the variances are not."""
