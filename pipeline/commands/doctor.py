@@ -22,8 +22,8 @@ from pipeline.paths import DVC_LOCK, EVALUATION
 from pipeline.runtime.cores import running_experiments
 from pipeline.runtime.files import home
 from pipeline.runtime.git import Experiment, experiments, text_at
-from pipeline.runtime.pending_run import pending_runs
-from pipeline.tracking.address import REBUILD, StoreError
+from pipeline.runtime.pending_run import PendingRun, pending_runs
+from pipeline.tracking.address import REBUILD, TYPED, StoreError
 from pipeline.tracking.client import Store, existing_store, experiments_of
 from pipeline.tracking.upload import is_whole
 
@@ -94,16 +94,22 @@ def check_runs(store: Store, runs: list[Any]) -> Iterator[Problem]:
     """Report what is wrong with each run. The artifacts on a server are the server's business."""
     records = {record.execution: record for record in pending_runs()}
     for run in runs:
-        label = f"run {run.info.run_name}"
         if run.info.status == "FINISHED" and store.keeps(run) and not is_whole(store, run):
-            yield Problem(f"{label} has lost artifacts", LOG_ALL)
-        record = records.get(run.data.tags.get("execution", ""))
-        if run.info.status != "RUNNING" or not record or running_experiments():
-            continue
-        ended = record.has_ended()
-        fix = partial(store.close, run.info.run_id, "KILLED") if ended else None
-        command = f"{DOCTOR} --fix" if ended else "if it runs nowhere, run the experiment again"
-        yield Problem(f"{label} is RUNNING, but no experiment is running here", command, fix)
+            yield Problem(f"run {run.info.run_name} has lost artifacts", LOG_ALL)
+        if run.info.status == "RUNNING" and not running_experiments():
+            yield from check_running(store, run, records.get(run.data.tags.get("execution", "")))
+
+
+def check_running(store: Store, run: Any, record: PendingRun | None) -> Iterator[Problem]:
+    """Report a run that is RUNNING, although no experiment is."""
+    message = f"run {run.info.run_name} is RUNNING, but no experiment is running here"
+    if record and record.has_ended():
+        yield Problem(message, f"{DOCTOR} --fix", partial(store.close, run.info.run_id, "KILLED"))
+    elif record:
+        yield Problem(message, "if it runs nowhere, run the experiment again")
+    elif not os.environ.get("MLFLOW_TRACKING_URI"):  # elsewhere it may be of another clone
+        delete = f"MLFLOW_TRACKING_URI={TYPED} mlflow runs delete --run-id {run.info.run_id}"
+        yield Problem(message, f"if it runs nowhere: {delete}")
 
 
 def when_idle(command: str) -> str:
@@ -119,15 +125,22 @@ def check_files(root: Path) -> Iterator[Problem]:
     DVC trusts a read-only file in its cache, and a file whose time is unchanged. A file that is
     absent is no problem: DVC restores it or executes the stage.
     """
-    cache = Path(Repo(str(root)).cache.local.path)  # the md5 of each file is its name
+    repo = Repo(str(root))
+    cache = Path(repo.cache.local.path)  # the md5 of each file is its name
     expected = {file: file.parent.name + file.stem for file in sorted(cache.glob("??/[0-9a-f]*"))}
     for file, md5 in (expected | outputs(root)).items():
         content = file.read_bytes() if file.is_file() else None
-        if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            name = shlex.quote(os.path.relpath(file, root))
-            # An output may be a result that DVC has not recorded. git ignores *.orig.
-            remove = f"rm -f {name}" if file.is_relative_to(cache) else f"mv {name} {name}.orig"
-            yield Problem(f"{name} is corrupt", when_idle(f"{remove} && dvc repro"))
+        if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+            continue
+        name = shlex.quote(os.path.relpath(file, root))
+        _, trusted = repo.state.get(str(file), repo.fs)  # None if the file is newer
+        if file.is_relative_to(cache):
+            yield Problem(f"{name} is corrupt", when_idle(f"rm -f {name} && dvc repro"))
+        elif trusted and trusted.value == md5:  # git ignores *.orig
+            yield Problem(f"{name} is corrupt", when_idle(f"mv {name} {name}.orig && dvc repro"))
+        else:
+            message = f"{name} is not what dvc.lock records; to record it"
+            yield Problem(message, when_idle("dvc commit -f"))
 
 
 def outputs(root: Path) -> dict[Path, str]:

@@ -89,7 +89,7 @@ def left(repo) -> Iterator[Callable[..., Run]]:
 
     yield leave
     client.delete_run(run_id)
-    (repo.root / f".dvc/tmp/runs/{'0' * 32}.json").unlink()
+    (repo.root / f".dvc/tmp/runs/{'0' * 32}.json").unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -121,6 +121,33 @@ def test_a_run_whose_experiment_was_killed_is_ended(left, ended, doctor):
     assert left(ended).info.status == "KILLED" and doctor() == []
 
 
+def test_a_run_without_a_record_is_found_in_the_store_of_this_clone_only(left, doctor, monkeypatch):
+    run = left(os.getpid())
+    pending_run.pending_runs()[0].remove()
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+        assert doctor() == []
+    (line,) = doctor("--fix")
+    assert line.startswith("doctor: run left is RUNNING") and ": if it runs nowhere: " in line
+    subprocess.run(["bash", "-c", line.rpartition(": ")[2]], check=True)
+    assert doctor() == [] and left(os.getpid()).info.lifecycle_stage == "deleted", run
+
+
+def test_a_result_that_was_never_recorded_is_not_corrupt(repo, doctor):
+    metrics = repo.root / "reports/metrics.json"
+    text = metrics.read_text()
+    metrics.write_text(text + "\n")
+    for status in (False, True):  # after it, DVC has the new hash
+        if status:
+            repo.run("dvc", "status")
+        (line,) = doctor("--verify")
+        assert "reports/metrics.json is not what dvc.lock records" in line
+        assert line.endswith(": dvc commit -f") and "corrupt" not in line
+    follow(repo, line)
+    assert doctor("--verify") == []
+    repo.run("git", "checkout", "-q", ".")
+
+
 def test_no_command_takes_a_file_away_from_an_experiment(repo, left, ended, doctor):
     database, model = repo.root / "mlflow.db", repo.root / "data/vae.safetensors"
     left(os.getpid())
@@ -129,13 +156,7 @@ def test_no_command_takes_a_file_away_from_an_experiment(repo, left, ended, doct
         path.write_bytes(b"something else" * 100)
         (line,) = doctor(*options)
         path.write_bytes(content)
-        assert re.search("when no experiment is running: mv (mlflow|data)", line)
-    left(ended)
-    model.write_bytes(b"something else" * 100)
-    (line,) = doctor("--verify")
-    repo.run("bash", "-c", line.rpartition(": ")[2].partition(" && ")[0])
-    assert model.with_suffix(".safetensors.orig").read_bytes() == b"something else" * 100
-    repo.run("dvc", "checkout", "-q")
+        assert re.search("when no experiment is running: (mv mlflow|dvc commit)", line)
 
 
 def test_a_run_without_its_artifacts_is_completed(repo, doctor):
@@ -159,6 +180,7 @@ def test_a_corrupt_file_is_found_although_dvc_trusts_it(repo, doctor):
         assert path.relative_to(repo.root).as_posix() in line
         follow(repo, line)
         assert model.read_bytes() == content and doctor("--verify") == []
+    assert model.with_suffix(".safetensors.orig").read_bytes() != content
 
 
 def flip_bit(path: Path) -> None:
