@@ -58,14 +58,18 @@ def restore(source: Source) -> str:
 
 
 def note(source: Source) -> str:
-    """The note: what differs from the baseline commit, and how to restore the files."""
+    """The note: how to restore the files, and what differs from the baseline commit.
+
+    MLflow's page shows the first lines of a note.
+    """
     files = re.findall(r"^diff --git .* b/(.+)$", source.diff, re.MULTILINE)
     changed = ", ".join(sorted({*files, *source.untracked})) or "none"
-    parts = [f"Changes to commit `{source.baseline[:10]}` (see `git.diff`): {changed}."]
+    parts = [f"Restore these files:\n\n    {restore(source)}"]
+    parts.append(f"Changes to commit `{source.baseline[:10]}` (see `git.diff`): {changed}.")
     _, *diffs = re.split(r"^diff --git ", f"\n{source.diff}", flags=re.MULTILINE)
     params = "".join(diff for diff in diffs if re.match(r"a/(.*/)?params\.yaml ", diff))
     if lines := re.findall(r"^[-+]\w.*$", params, re.MULTILINE):
         parts.append("\n".join(["```diff", *lines, "```"]))
     if source.untracked:
         parts.append(f"Not in git, so not restored: {', '.join(source.untracked)}.")
-    return "\n\n".join([*parts, f"Restore these files:\n\n    {restore(source)}"])
+    return "\n\n".join(parts)

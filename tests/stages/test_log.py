@@ -156,7 +156,9 @@ def test_a_name_that_is_used_again_restores_the_files_of_each_run(loggable, monk
     command = f"git checkout {head()[:10]} && git apply git.diff && dvc repro"
     for run in (older, newer):
         assert run.data.tags["dvc.restore"] == command
-        assert run.data.tags["mlflow.note.content"].endswith(f"    {command}")
+        assert run.data.tags["mlflow.note.content"].startswith(
+            f"Restore these files:\n\n    {command}\n"
+        )
     with error_about("narrow"):
         reproduce.find_run([older, newer], "narrow")
     newer.data.tags["dvc.exp_name"] = ""

@@ -146,7 +146,7 @@ def test_charts_of_three_runs_begin_with_metrics_and_end_with_pictures(page, sto
 
 def test_page_of_a_run_has_the_note_the_data_and_the_model(page, store):
     page.open(store.page)
-    page.shows("Description", "Restore these files", "Logged models (1)", "Ready", "Datasets")
+    page.shows("Description", "git checkout ", "Logged models (1)", "Ready", "Datasets")
 
 
 def test_pictures_of_a_run_are_loaded(page, store):
