@@ -58,7 +58,7 @@ def run(main: Callable[[], object]) -> None:
     except Exception as error:
         if not re.search(NO_MEMORY, repr(error)):
             raise
-        print("params.yaml: out of memory; lower batch_size, h_dim, eval_samples", file=sys.stderr)
+        print("out of memory: lower batch_size, num_samples, h_dim, eval_samples", file=sys.stderr)
         sys.exit(2)
 
     sys.stderr.flush()

