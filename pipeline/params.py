@@ -24,6 +24,7 @@ NEEDS: dict[str, tuple[str, tuple[object, ...]]] = {
     "beta": ("objective", ("elbo",)),
     "warmup_epochs": ("objective", ("elbo",)),
     "free_bits": ("objective", ("elbo",)),
+    "sigma": ("likelihood", ("gaussian",)),
 }
 
 
@@ -39,7 +40,8 @@ class Params(BaseModel):
     dataset: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     val_size: Annotated[int, Field(ge=0, le=50_000)]
     network: Literal["mlp"]
-    likelihood: Literal["bernoulli"]
+    likelihood: Literal["bernoulli", "continuous_bernoulli", "gaussian"]
+    sigma: Literal["learned", "optimal"] | Annotated[float, Field(ge=0.001, le=10)] = "learned"
     z_dim: Annotated[int, Field(ge=1, le=1024)]
     h_dim: Annotated[int, Field(ge=1, le=8192)]
     h_layers: Annotated[int, Field(ge=1, le=8)]
@@ -78,7 +80,8 @@ def load_params(path: Path = PARAMS) -> Params:
         first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
         key = str(first["loc"][0])
         value = "" if first["type"] == "missing" else f" (got {content[key]!r:.60})"
-        raise UserError(f"{path.name}: {key}", f"{first['msg']}{value}") from error
+        reasons = [detail["msg"] for detail in error.errors() if detail["loc"][0] == key]
+        raise UserError(f"{path.name}: {key}", f"{'; or '.join(reasons)}{value}") from error
     check_combination(params)
     return params
 
@@ -90,6 +93,9 @@ def check_combination(params: Params) -> None:
         if value != DEFAULTS[key] and given not in values:
             message = f"has no meaning with {other}: {given} (got {value!r})"
             raise UserError(f"params.yaml: {key}", message)
+    if params.sigma == "optimal" and params.objective != "elbo":
+        message = f"optimal is the optimum of elbo only (objective: {params.objective})"
+        raise UserError("params.yaml: sigma", message)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

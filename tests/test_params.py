@@ -120,6 +120,7 @@ def test_the_range_in_the_comment_is_what_is_accepted(path, key, low, high):
 UNFIT = {  # a value that leaves the key without meaning
     "prior_components": ("prior", "normal"), "beta": ("objective", "iwae"),
     "warmup_epochs": ("objective", "dreg"), "free_bits": ("objective", "iwae"),
+    "sigma": ("likelihood", "bernoulli"),
 }  # fmt: skip
 
 
@@ -132,3 +133,12 @@ def test_a_parameter_without_meaning_is_refused_with_both_keys(path, key):
     with pytest.raises(UserError, match=f"no meaning with {other}: {unfit}") as error:
         load_params(path)
     assert error.value.subject == f"params.yaml: {key}"
+
+
+def test_the_optimal_sigma_is_refused_where_it_is_not_optimal(path):
+    set_params(path.parent, {"likelihood": "gaussian", "sigma": "optimal"})
+    assert load_params(path).sigma == "optimal"
+    set_params(path.parent, {"objective": "iwae"})
+    with pytest.raises(UserError, match="objective: iwae") as error:
+        load_params(path)
+    assert error.value.subject == "params.yaml: sigma"

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.model.likelihood import Likelihood
 from pipeline.model.network import Batch
@@ -52,8 +51,8 @@ def definition(likelihood: Likelihood) -> Recons:
 
     def binary(outputs: Tensor, b: Tensor) -> Tensor:
         mean = likelihood.mean(outputs).clamp(LIMIT, 1 - LIMIT)
-        mean, b = torch.broadcast_tensors(mean, b.unsqueeze(1))
-        return F.binary_cross_entropy(mean, b, reduction="none").sum(dim=-1)
+        probability = (1 - b.unsqueeze(1) - mean).abs()  # of b: the mean where b is 1
+        return -probability.log().sum(dim=-1)
 
     return Recons(lambda outputs, x: likelihood.neg_log_prob(outputs, x.unsqueeze(1)), binary)
 

@@ -50,6 +50,7 @@ class Architecture:
     activation: str
     prior: str = "normal"
     prior_components: int = 10
+    sigma: str | float = "learned"  # of a Gaussian likelihood
     num_classes: int = 0  # of the labels that the network is given; 0: none
 
     @property

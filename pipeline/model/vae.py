@@ -31,14 +31,15 @@ class VAE(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.z_dim = architecture.z_dim
-        self.likelihood = LIKELIHOODS[architecture.likelihood](architecture)
-        num_outputs = self.likelihood.num_outputs(architecture.num_pixels)
+        likelihood = LIKELIHOODS[architecture.likelihood](architecture)
+        num_outputs = likelihood.num_outputs(architecture.num_pixels)
         self.network = NETWORKS[architecture.network](architecture, num_outputs)
+        self.likelihood = likelihood
         self.prior = PRIORS[architecture.prior](architecture)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
+        """The dtype of the weights of the network, which are the first."""
         return next(self.parameters()).dtype
 
     @property

@@ -6,6 +6,7 @@ that two runs can be compared image by image.
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,6 +24,7 @@ from pipeline.evaluation.bounds import summary
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.sample_quality import quality
 from pipeline.figures import grids, samples
+from pipeline.model.likelihood import LEBESGUE
 from pipeline.model.network import Posterior
 from pipeline.model.vae import VAE, load_vae
 from pipeline.params import Params, load_params
@@ -61,6 +63,9 @@ def main() -> None:
         "neg_iwae": evidence.plain[:, -1],
         "ess": evidence.ess,
     }
+    if model.likelihood.measure == LEBESGUE:
+        bits = per_image["nll"] / math.log(2)
+        others["bits_per_dim"] = bits / split.images.shape[1] + 8  # 2^8 gray values in [0, 1]
     metrics = summary(per_image | others)
     save_per_image(per_image, split, model, params)
     save_samples(model, split)
@@ -147,6 +152,8 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
         "binarization": digest(reconstruction.binarize(split.images)),
         "likelihood": model.likelihood.name,
     }
+    if model.likelihood.measure:
+        protocol["measure"] = model.likelihood.measure
     table = pyarrow.table({name: values.float().numpy() for name, values in columns.items()})
     about = {"protocol": json.dumps(protocol, sort_keys=True), "model": sha256_file(paths.MODEL)}
     table = table.replace_schema_metadata(about)

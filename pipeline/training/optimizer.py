@@ -24,13 +24,16 @@ class Moments(NamedTuple):
 class Optimizer:
     """Updates the weights of `model` with the gradients of `working`.
 
-    working: in float32 the model itself, in bfloat16 a copy of it that follows each update.
+    working: in float32 the model itself, in bfloat16 a copy of it that follows each update, with
+    the same likelihood.
     """
 
     def __init__(self, model: VAE, learning_rate: float, precision: str = "float32") -> None:
         self.model = model
         dtype = PRECISIONS[precision]
         self.working = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        # Decoder outputs are float32 again, and a running average would stand still in bfloat16.
+        self.working.likelihood = model.likelihood
         self._learning_rate = learning_rate
         self._moments = [
             Moments(

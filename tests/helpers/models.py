@@ -1,6 +1,10 @@
 """Small models for tests."""
 
 import math
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.model.network import Architecture, Posterior
 from pipeline.model.vae import VAE, new_vae
 
+ROOT = Path(__file__).parents[2]
 DEFAULT = {
     "network": "mlp", "likelihood": "bernoulli", "image_shape": (28, 28),
     "z_dim": 4, "h_dim": 32, "h_layers": 1, "activation": "relu",
@@ -51,3 +56,13 @@ class Convolutional(nn.Module):
 
     def decode(self, z, y):
         return self.decoder((z + self.classes(y))[:, :, None, None]).flatten(1)
+
+
+def documented(module: ModuleType) -> dict[str, Any]:
+    """The names of a module after the example for it in docs/extending.md is added."""
+    path = Path(module.__file__).relative_to(ROOT).as_posix()
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    (example,) = re.findall(rf"```python\n# {path}\n(.*?)```", text, re.DOTALL)
+    names = dict(vars(module))
+    exec(example, names)
+    return names

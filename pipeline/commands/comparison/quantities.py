@@ -38,6 +38,7 @@ QUANTITIES = {
     "nll_binarized": Quantity("−log p(b)", 2, LOWER, NATS, "b: one fixed binarization of x"),
     "recon": Quantity("recon", 2, NEITHER, NATS, "distortion: −log p(x|z), z sampled from q(z|x)"),
     "kl": Quantity("KL", 2, NEITHER, NATS, "rate: KL(q(z|x) ‖ p(z))"),
+    "bits_per_dim": Quantity("bits/dim", 3, LOWER, NATS, "−log2 p(x) per pixel of 256 values"),
     "jensen_gap": Quantity("gap", 2, NEITHER, NATS, "−ELBO minus −log p(x)"),
     "neg_iwae": Quantity("−IWAE", 2, LOWER, NATS, "the bound with samples from q(z|x) itself"),
     "nll_prior": Quantity("prior", 2, LOWER, NATS, "the bound with samples from the prior"),
