@@ -17,9 +17,9 @@ UNIFORM = 1 / 12
 # And its smallest: the error of rounding to gray levels. Below it, a density describes no pictures,
 # and if all of them are equal it would grow without a bound.
 ROUNDING = 1 / 12 / 255**2
-# Of the running average of σ²: over some hundred steps it varies by less than 1 %, and the weights
-# hardly change.
-RATE = 0.01
+# Of the running average of σ². Over some twenty steps weights change little, and the average of
+# batches of 128 images varies by 0.6 %, which costs 0.01 nats: D / 4 times the square.
+RATE = 0.05
 
 
 class Likelihood(nn.Module):
@@ -90,7 +90,7 @@ class ContinuousBernoulli(Likelihood):
     def mean(self, outputs: Tensor) -> Tensor:
         """The derivative of A: 1 / (1 − e^−l) − 1 / l."""
         near = outputs.clamp(-SMALL, SMALL)
-        series = 0.5 + near / 12 - near**3 / 720 + near**5 / 30240
+        series = 0.5 + near * (1 / 12 - near**2 / 720 + near**2 * near**2 / 30240)
         small = outputs.abs() < SMALL
         other = outputs.masked_fill(small, SMALL)
         return torch.where(small, series, -1 / torch.expm1(-other) - 1 / other)

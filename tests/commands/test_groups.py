@@ -96,6 +96,22 @@ def test_only_values_of_the_same_images_and_density_are_compared(change, compare
     assert len(tables.notes(comparison, runs)) == len(change)
 
 
+@pytest.mark.parametrize(
+    ("measure", "leading", "notes"), [({"measure": "lebesgue"}, "nll", 0), ({}, "nll_binarized", 1)]
+)
+def test_two_densities_of_one_measure_are_compared(measure, leading, notes):
+    """Without it, as of an older version, each likelihood is comparable with itself alone."""
+    names = {"HEAD": "gaussian", "cb": "continuous_bernoulli"}
+    runs = [
+        run(key, likelihood=name, protocol=PROTOCOL | {"likelihood": name} | measure)
+        for key, name in names.items()
+    ]
+    comparison = compare(runs, "HEAD")
+    gap = comparison.differences.at["likelihood=continuous_bernoulli", "nll"]
+    assert comparison.leading == leading and (gap is None) == bool(notes)
+    assert len(tables.notes(comparison, runs)) == notes
+
+
 def test_different_likelihoods_are_ranked_by_the_binarized_images():
     laplace = run("l", -5, likelihood="laplace", protocol=PROTOCOL | {"likelihood": "laplace"})
     assert compare([run("HEAD"), laplace], "HEAD").leading == "nll_binarized"

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import error_about, set_params
-from helpers.models import Convolutional, small_vae
+from helpers.models import Convolutional, documented, small_vae
 
 from pipeline import paths
 from pipeline.data.datasets import digest, load_split
@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation import bounds
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.reconstruction import binarize
-from pipeline.model.likelihood import LIKELIHOODS, Likelihood
+from pipeline.model import likelihood
+from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.network import NETWORKS
 from pipeline.model.vae import load_vae, save_vae
 from pipeline.runtime import cores
@@ -30,6 +31,7 @@ def read_metrics() -> dict[str, float]:
 
 def test_evaluation_json_has_the_means_of_per_image_values_with_standard_errors(finished):
     metrics, table = read_metrics(), pyarrow.parquet.read_table(paths.PER_IMAGE)
+    assert "bits_per_dim" not in metrics, "the cross-entropy of gray values is no density"
     assert table.column_names == IN_NATS and table.num_rows == metrics["num_images"] == 200
     split, model = load_split(paths.DATASET, "test"), load_vae(paths.MODEL)
     assert json.loads(table.schema.metadata[b"protocol"]) == {
@@ -122,26 +124,17 @@ def test_a_model_that_has_diverged_is_one_message(finished, name, value):
         evaluate.main()
 
 
-class Laplace(Likelihood):
-    """Laplace pixels with the scale 0.1."""
-
-    name = "laplace"
-
-    def neg_log_prob(self, outputs, x):
-        return ((outputs.sigmoid() - x).abs() / 0.1 + math.log(0.2)).sum(dim=-1)
-
-    def mean(self, outputs):
-        return outputs.sigmoid()
-
-
 def test_a_conditional_convolutional_network_with_another_likelihood_is_evaluated(
     finished, monkeypatch
 ):
     monkeypatch.setitem(NETWORKS, "convolutional", Convolutional)
-    monkeypatch.setitem(LIKELIHOODS, "laplace", Laplace)
+    monkeypatch.setitem(LIKELIHOODS, "laplace", documented(likelihood)["Laplace"])
     model = small_vae(network="convolutional", likelihood="laplace")
     save_vae(model, paths.MODEL, {})
     evaluate.main()
     metrics, table = read_metrics(), pyarrow.parquet.read_table(paths.PER_IMAGE)
     assert all(map(math.isfinite, metrics.values()))
-    assert json.loads(table.schema.metadata[b"protocol"])["likelihood"] == "laplace"
+    protocol = json.loads(table.schema.metadata[b"protocol"])
+    assert (protocol["likelihood"], protocol["measure"]) == ("laplace", "lebesgue")
+    bits = metrics["nll"] / math.log(2) / 784 + 8
+    assert metrics["bits_per_dim"] == pytest.approx(bits, rel=1e-6)

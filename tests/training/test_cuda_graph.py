@@ -86,7 +86,11 @@ def train(data, precision="float32", **architecture):
     return records, weights(optimizer.model)
 
 
-CASES = [{}, {"activation": "gelu"}, {"activation": "tanh", "h_layers": 2}, {"network": "conv"}]
+CASES = [
+    {}, {"activation": "gelu"}, {"activation": "tanh", "h_layers": 2}, {"network": "conv"},
+    {"likelihood": "continuous_bernoulli"}, {"likelihood": "gaussian", "sigma": 0.2},
+    {"likelihood": "gaussian"}, {"likelihood": "gaussian", "sigma": "optimal"},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -6,6 +6,7 @@ from helpers.models import Convolutional, small_vae, weights
 from torch.nn import functional as F
 
 from pipeline.data.datasets import hold_out, to_unit
+from pipeline.evaluation.bounds import elbo
 from pipeline.model.network import NETWORKS, Batch
 from pipeline.runtime.device import prepare_device
 from pipeline.runtime.finite import DivergenceError
@@ -28,10 +29,11 @@ def train(data, epochs=2, learning_rate=1e-3, precision="float32", model=None, *
     return optimizer.model, records
 
 
-def train_resumed(data, done, epochs=4, device="cpu", precision="float32"):
+def train_resumed(data, done, epochs=4, device="cpu", precision="float32", **architecture):
     """Train for `done` epochs; another optimizer, as of another process, resumes from the state."""
     options = {"batch_size": 64, "seed": 0}
-    first, second = (Optimizer(small_vae(seed).to(device), 1e-3, precision) for seed in (0, 1))
+    models = (small_vae(seed, **architecture).to(device) for seed in (0, 1))
+    first, second = (Optimizer(model, 1e-3, precision) for model in models)
     list(fit(first, *data, range(1, done + 1), **options))
     second.restore({name: tensor.clone() for name, tensor in first.state().items()})
     return second.model, list(fit(second, *data, range(done + 1, epochs + 1), **options))
@@ -126,6 +128,32 @@ def test_resumed_training_is_bit_identical(data, done, precision):
     whole, records = train(data, epochs=4, precision=precision)
     model, rest = train_resumed(data, done, precision=precision)
     assert torch.equal(weights(model), weights(whole)) and rest == records[done:]
+
+
+GAUSSIANS = [{"likelihood": "gaussian", "sigma": sigma} for sigma in ("learned", "optimal")]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("architecture", [{"likelihood": "continuous_bernoulli"}, *GAUSSIANS])
+def test_every_likelihood_learns_and_is_resumed_bit_by_bit(data, architecture, precision):
+    whole, records = train(data, 4, 1e-2, precision, small_vae(**architecture))
+    values = [record["val/neg_elbo"] for record in records]
+    assert values == sorted(values, reverse=True)
+    whole, records = train(data, 4, precision=precision, model=small_vae(**architecture))
+    model, rest = train_resumed(data, 2, precision=precision, **architecture)
+    state = model.state_dict()
+    assert rest == records[2:]
+    assert all(torch.equal(state[name], tensor) for name, tensor in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_optimal_sigma_of_the_model_is_that_of_its_training_images(data, precision):
+    """The average does not stand still in bfloat16, and validation uses it."""
+    model, _ = train(data, 25, 1e-2, precision, small_vae(likelihood="gaussian", sigma="optimal"))
+    assert model.likelihood.average.dtype == torch.float32
+    mse = elbo(model, data[0])[1].mean().item()
+    variance = model.likelihood.average[0] / model.likelihood.average[1]
+    assert mse < 0.06 and variance.item() == pytest.approx(mse, rel=0.1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
