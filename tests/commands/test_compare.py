@@ -147,6 +147,15 @@ def test_the_workspace_is_compared_if_it_has_results_of_its_own(tmp_path, capsys
         run(repo)  # trained, but not evaluated since
 
 
+def test_a_likelihood_without_a_measure_is_compared_with_itself_only(tmp_path, capsys):
+    repo = FakeExperiments(tmp_path / "repo")
+    repo.commit(repo.files())
+    protocol = PROTOCOL | {"likelihood": "laplace"}
+    repo.experiment("laplace", repo.files(-3, likelihood="laplace", protocol=protocol))
+    run(repo)
+    assert "note: laplace: a density of laplace, HEAD of bernoulli" in capsys.readouterr().out
+
+
 def test_the_files_of_real_stages_are_read(finished, tmp_path_factory, capsys):
     repo = FakeExperiments(tmp_path_factory.mktemp("real"))
     outs = {name: (finished / name).read_bytes() for name in (MODEL, PER_IMAGE)}

@@ -19,6 +19,7 @@ from pipeline.commands.comparison.statistics import Array, paired
 from pipeline.params import NOT_IN_RESULTS
 
 IGNORED = dict.fromkeys(NOT_IN_RESULTS | {"seed"})
+DENSITY = {"nll_binarized": "binarization"}  # what decides of which density a column is
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,9 @@ def summarize(counted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def leading_metric(counted: pd.DataFrame, mean: pd.DataFrame, baseline: str) -> str:
-    """Return the metric that ranks: values of different measures are not comparable."""
-    measures = set(counted["run"].map(measure)) - {None}
-    candidates = ["nll", "neg_elbo"] if len(measures) < 2 else ["nll_binarized"]
+    """Return the metric that ranks: densities of different measures are not comparable."""
+    measures = {run.protocol.get("measure", run.params.get("likelihood")) for run in counted["run"]}
+    candidates = ["nll", "neg_elbo"] if len(measures - {None}) < 2 else ["nll_binarized"]
     shared = mean.loc[:, mean.count() > min(1, len(mean) - 1)]
     measured = shared.loc[baseline].dropna().index
     return str(pd.Index(candidates).intersection(measured, sort=False).append(measured)[0])
@@ -146,24 +147,12 @@ def difference_table(counted: pd.DataFrame, baseline: str) -> pd.DataFrame:
 def per_image(runs: Sequence[Run], column: str, base: Run) -> Array:
     """Return the values [seeds, images] of the runs that can be compared with `base`.
 
-    They have the same images, and the same binarization or measure.
+    They have the same images and are of the same density.
     """
-    alike = [run for run in runs if _measured(run, column) == _measured(base, column)]
+    keys = ("images", DENSITY.get(column, "measure"))
+    wanted = [base.protocol.get(key) for key in keys]
+    alike = [run for run in runs if [run.protocol.get(key) for key in keys] == wanted]
     return np.array([run.per_image[column] for run in alike if column in run.per_image])
-
-
-def measure(run: Run) -> object:
-    """Return what p(x|z) is a density with respect to.
-
-    A likelihood without a measure, or of a version without measures, has one of its own.
-    """
-    likelihood = run.protocol.get("likelihood", run.params.get("likelihood"))
-    return run.protocol.get("measure", likelihood)
-
-
-def _measured(run: Run, column: str) -> tuple[object, object]:
-    binary = column == "nll_binarized"
-    return run.protocol.get("images"), run.protocol.get("binarization") if binary else measure(run)
 
 
 def _text(values: object) -> str:

@@ -98,4 +98,6 @@ def _read_per_image(run: Run, cached: Path) -> None:
         raise UserError(PER_IMAGE, "not in DVC's cache, no paired differences; run `dvc repro`")
     table = pq.read_table(cached)
     run.protocol = json.loads(table.schema.metadata[b"protocol"])
+    # Without a measure, as in earlier versions, a likelihood is comparable only with itself.
+    run.protocol.setdefault("measure", run.protocol.get("likelihood"))
     run.per_image = table.to_pandas().astype("float64").dropna(axis="columns")

@@ -5,7 +5,7 @@ from functools import partial
 
 import pandas as pd
 
-from pipeline.commands.comparison.configurations import Comparison, measure
+from pipeline.commands.comparison.configurations import Comparison
 from pipeline.commands.comparison.quantities import quantity
 from pipeline.commands.comparison.runs import Run
 from pipeline.commands.comparison.statistics import Difference
@@ -17,7 +17,7 @@ UNLIKE = {
     "code": "code differs from {base}: {changed}",
     "classifier": "another classifier than {base}: scores of samples cannot be compared",
     "images": "evaluated on other images than {base}: no paired differences",
-    "measure": "another kind of likelihood than {base}: only −log p(b) can be compared",
+    "measure": "a density of {ours}, {base} of {theirs}: only −log p(b) can be compared",
     "binarization": "another binarization than {base}: no paired difference of −log p(b)",
     "eval_samples": "−log p(x) with eval_samples {ours}, {base} with {theirs}: not equally tight",
     "eval_proposal_scale": "−log p(x) with eval_proposal_scale {ours}, {base} with {theirs}",
@@ -131,12 +131,7 @@ def notes(comparison: Comparison, runs: Sequence[Run]) -> dict[str, str]:
 def _differences(run: Run, base: Run) -> Iterator[str]:
     """What differs from the baseline beside the parameters."""
     ours, theirs = (
-        {
-            **one.protocol,
-            "measure": measure(one),
-            "code": one.code,
-            "classifier": one.classifier.get("sha256"),
-        }
+        {**one.protocol, "code": one.code, "classifier": one.classifier.get("sha256")}
         for one in (run, base)
     )
     changed = shortened(sorted(dict(run.code.items() ^ base.code.items())))
