@@ -193,7 +193,7 @@ SHELL = {  # what a person's shell may export
     "PATH": "/usr/bin:/bin", "LC_ALL": "C", "TERM": "dumb", "COLUMNS": "0", "TZ": "Nowhere",
     "TMPDIR": "/nonexistent", "OMP_NUM_THREADS": "0", "MPLBACKEND": "Qt4Agg",
     "PYTHONOPTIMIZE": "2", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONHASHSEED": "1",
-    "PYTHONSAFEPATH": "1", "DVC_ROOT": "/nonexistent", "DVC_EXP_NAME": "of another repository",
+    "PYTHONSAFEPATH": "1",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "true", "MLFLOW_TRUNCATE_LONG_VALUES": "false",
     "MLFLOW_RUN_ID": "0" * 32, "MLFLOW_EXPERIMENT_ID": "77", "MLFLOW_ACTIVE_MODEL_ID": "m-0",
 }  # fmt: skip
