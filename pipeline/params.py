@@ -38,6 +38,7 @@ class Params(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    binarize: Literal["none", "dynamic", "fixed"] = "none"
     val_size: Annotated[int, Field(ge=0, le=50_000)]
     network: Literal["mlp"]
     likelihood: Literal["bernoulli", "continuous_bernoulli", "gaussian"]

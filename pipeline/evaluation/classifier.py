@@ -22,6 +22,7 @@ from pipeline.runtime.device import one_thread
 from pipeline.runtime.randomness import PROTOCOL_SEED, generator, permutation, seeded
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
 
+SIDE = 20  # the smallest input of the convolutions
 FEATURES = 64  # ReLU of batch-normalized sums: none is always 0
 EPOCHS = 6
 BATCH = 128
@@ -44,7 +45,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.image_shape, self.num_classes = image_shape, num_classes
         self.body = nn.Sequential(
-            nn.Unflatten(1, (1, *image_shape)),
+            _to_maps(image_shape),
             nn.Conv2d(1, 16, 5, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(16), nn.ReLU(),
             nn.Conv2d(16, 32, 3, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(32), nn.ReLU(),
             nn.Conv2d(32, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
@@ -60,8 +61,18 @@ class Classifier(nn.Module):
         return features, self.head(features)
 
 
+def _to_maps(image_shape: tuple[int, int]) -> nn.Module:
+    """Flat images [B, D] → [B, 1, H, W], with black borders if they are smaller than SIDE."""
+    unflatten = nn.Unflatten(1, (1, *image_shape))
+    missing = [max(0, SIDE - side) for side in image_shape]
+    if not any(missing):
+        return unflatten
+    (top, bottom), (left, right) = ((gap // 2, gap - gap // 2) for gap in missing)
+    return nn.Sequential(unflatten, nn.ZeroPad2d((left, right, top, bottom)))
+
+
 def new_classifier(image_shape: tuple[int, int], num_classes: int) -> Classifier:
-    """An untrained classifier of images of at least 20 x 20 pixels."""
+    """An untrained classifier."""
     with seeded(PROTOCOL_SEED, "classifier/init"):
         return Classifier(image_shape, num_classes)
 

@@ -48,16 +48,23 @@ def manifold(model: VAE, side: int, y: Tensor) -> Tensor:
     return decode(model, torch.stack([z_1, z_2], dim=-1), y.expand(side))
 
 
+def first_images(split: Split) -> Tensor:
+    """The number of the first image of each class or, without labels, of the first ROWS images."""
+    if not split.has_labels:
+        return torch.arange(min(ROWS, len(split.images)))
+    classes = split.labels.unique()[:ROWS]
+    return torch.stack([(split.labels == label).nonzero()[0, 0] for label in classes])
+
+
 def draw_walks(model: VAE, split: Split, mu: Tensor, kl: pd.DataFrame, folder: Path) -> None:
     """Write interpolations, traversals and, for two dimensions, the manifold.
 
     mu: codes [N, Z] of the split; kl: columns dimension and kl, the largest first.
     """
     shape, y = split.image_shape, split.labels[0]
-    classes = split.labels.unique()[:ROWS]
-    starts = torch.stack([(split.labels == label).nonzero()[0, 0] for label in classes])
+    starts = first_images(split)
     ends = starts.roll(-1)
-    between = interpolate(model, mu[starts], mu[ends], STEPS, classes)
+    between = interpolate(model, mu[starts], mu[ends], STEPS, split.labels[starts])
     first, last = (to_unit(split.images[index]).unsqueeze(1) for index in (starts, ends))
     shares = [f"{share:.2f}" for share in torch.linspace(0, 1, STEPS)]
     draw_rows(

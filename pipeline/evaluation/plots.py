@@ -38,6 +38,7 @@ matplotlib.rcParams |= {
     "savefig.dpi": 130,
 }
 WIDTH = 7.0  # inches
+LEGEND = 20  # labels that a legend has at most
 
 
 def draw_rows(
@@ -76,12 +77,14 @@ def draw_codes(mu: Tensor, labels: Tensor, path: Path) -> None:
     figure = Figure(figsize=(WIDTH, 5.5))
     axes = figure.subplots()
     axes.set(title=f"posterior means of {len(mu):,} test images", xlabel=x_label, ylabel=y_label)
-    for label in labels.unique().tolist():
+    classes = labels.unique().tolist()
+    for label in classes:
         x, y = points[labels == label].T.numpy()
         axes.plot(x, y, ".", markersize=2, alpha=0.5, label=label)
-    legend = axes.legend(title="label", markerscale=6, bbox_to_anchor=(1, 1), loc="upper left")
-    for handle in legend.get_lines():
-        handle.set_alpha(1)
+    if 1 < len(classes) <= LEGEND:
+        legend = axes.legend(title="label", markerscale=6, bbox_to_anchor=(1, 1), loc="upper left")
+        for handle in legend.get_lines():
+            handle.set_alpha(1)
     _save(figure, path)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.model.likelihood import Likelihood
 from pipeline.model.network import Batch
 from pipeline.model.vae import VAE
-from pipeline.runtime.randomness import PROTOCOL_SEED, generator, standard_normal
+from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal
 
 # With a mean closer to 0 or 1, one pixel of the binarization could cost any number of nats.
 LIMIT = 1e-4
@@ -26,17 +26,6 @@ FACTORS = 64  # factors of at least ½ per logarithm: 2^−64 is far inside the 
 
 # Maps decoder outputs [B, K, O], or [1, K, O] shared by all images, and images [B, D] to [B, K].
 Recon = Callable[[Tensor, Tensor], Tensor]
-
-
-def binarize(images: Tensor) -> Tensor:
-    """Each pixel becomes 255 with probability x / 255, else 0: uint8 [N, D] → uint8 [N, D], CPU.
-
-    Drawn from integers: the same on every machine. Another draw would move −log p(b) by about 0.06
-    nats.
-    """
-    draw = generator(PROTOCOL_SEED, "binarize")
-    thresholds = torch.randint(0, 255, images.shape, generator=draw, dtype=torch.uint8)
-    return (thresholds < images.cpu()).to(torch.uint8) * 255
 
 
 class Recons(NamedTuple):

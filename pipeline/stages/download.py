@@ -1,33 +1,50 @@
 """Stage `download`: fetch and verify the files of the dataset, and write it as one file.
 
-The original files stay in data/raw under the repository's root, a cache for all experiments.
+The original files stay in data/raw under the repository's root, a cache for all experiments. The
+user's own images are read from data/own.
 """
 
-from pipeline.data.catalog import find_dataset
-from pipeline.data.datasets import save_dataset
+import tempfile
+from pathlib import Path
+
+from pipeline.data.catalog import OWN_IMAGES, Dataset, find_dataset
+from pipeline.data.datasets import Splits, save_dataset
+from pipeline.data.own import read_own
 from pipeline.data.sources import fetch
 from pipeline.errors import run
 from pipeline.params import load_params
-from pipeline.paths import DATASET
+from pipeline.paths import DATASET, OWN
 from pipeline.runtime.files import home
 
 
 def main() -> None:
-    """Write the dataset that params.yaml names, as torchvision reads it."""
+    """Write the dataset that params.yaml names."""
     name = load_params().dataset
-    dataset = find_dataset(name)
+    splits = read_own(OWN) if name == OWN_IMAGES else read_original(find_dataset(name))
+    save_dataset(DATASET, name, splits)
+    counts = ", ".join(f"{len(images)} {split} images" for split, (images, _) in splits.items())
+    print(f"download: {name} written to {DATASET} ({counts})")
+
+
+def read_original(dataset: Dataset) -> Splits:
+    """The splits of a dataset of the catalog, as torchvision reads its files."""
     raw = home() / "data" / "raw" / dataset.torchvision_class / "raw"
     fetch(dataset, raw)
     # Its datasets would prefer what older versions left in `processed` beside the verified files.
     from torchvision.datasets.mnist import read_image_file, read_label_file  # noqa: PLC0415 (1.2 s)
+    from torchvision.datasets.utils import extract_archive  # noqa: PLC0415
 
-    splits = {}
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = read_image_file(str(raw / f"{prefix}-images-idx3-ubyte"))
-        splits[split] = (images, read_label_file(str(raw / f"{prefix}-labels-idx1-ubyte")))
-    save_dataset(DATASET, name, splits)
-    counts = ", ".join(f"{len(images)} {split} images" for split, (images, _) in splits.items())
-    print(f"download: {name} written to {DATASET} ({counts})")
+    splits: Splits = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in dataset.files:
+            if name.endswith(".gz"):
+                extract_archive(str(raw / name), scratch)
+            else:
+                Path(scratch, name).symlink_to(raw / name)
+        for split, prefix in (("train", "train"), ("test", "t10k")):
+            images = read_image_file(f"{scratch}/{prefix}-images-idx3-ubyte")
+            splits[split] = images, read_label_file(f"{scratch}/{prefix}-labels-idx1-ubyte")
+    return splits
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline import paths
-from pipeline.data.datasets import Split, digest, load_split, to_unit
+from pipeline.data.datasets import Split, binarize, digest, load_split, to_unit
 from pipeline.errors import run
 from pipeline.evaluation import bounds, latent_code, latent_walks, plots, probe, reconstruction
 from pipeline.evaluation.bounds import summary
@@ -42,7 +42,7 @@ def main() -> None:
     """Read model, classifier and test split; write metrics, tables and figures."""
     params = load_params()
     device = prepare_device(params.device)
-    split = load_split(paths.DATASET, "test")
+    split = load_split(paths.DATASET, "test", params.binarize)
     model = load_vae(paths.MODEL).to(device)
     cores = share_of_cores(torch.get_num_threads())
 
@@ -72,15 +72,15 @@ def main() -> None:
     set_threads(1)  # the steps run at the same time, one core each
     with ThreadPoolExecutor(cores) as pool:
         steps = (  # the longest first
-            pool.submit(compare_samples, model, split),
+            pool.submit(compare_samples, model),
             pool.submit(describe_code, model, split, posterior),
-            pool.submit(predict_labels, model, split, posterior),
+            pool.submit(predict_labels, model, split, posterior, params),
             pool.submit(describe_bounds, model, split, recons, evidence, params.eval_samples),
         )
     for step in steps:
         metrics |= step.result()
     metrics["num_images"] = len(split.images)
-    headline = {name: metrics[name] for name in HEADLINE}
+    headline = {name: metrics[name] for name in HEADLINE if name in metrics}
     for path, values in ((paths.METRICS, headline), (paths.EVALUATION, metrics)):
         text = json.dumps({"test": values}, indent=2, allow_nan=False)
         write_output(path, f"{text}\n".encode())
@@ -126,15 +126,26 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
     return summary(parts) | {"active_units": int(active.sum())}
 
 
-def predict_labels(model: VAE, split: Split, posterior: Posterior) -> dict[str, float]:
-    """Accuracy of classifiers trained on the training images' μ at predicting the label."""
-    train = load_split(paths.DATASET, "train")
+def predict_labels(
+    model: VAE, split: Split, posterior: Posterior, params: Params
+) -> dict[str, float]:
+    """Accuracy of classifiers trained on the training images' μ at predicting the label, if any."""
+    if not split.has_labels:
+        return {}
+    train = load_split(paths.DATASET, "train", params.binarize)
     codes = (bounds.encode(model, train).mu, train.labels, posterior.mu, split.labels)
     return summary({name: probe.correct(name, *codes) for name in probe.PROBES})
 
 
-def compare_samples(model: VAE, split: Split) -> dict[str, float]:
-    """Compare as many prior samples as test images with these; write the classes of both."""
+def compare_samples(model: VAE) -> dict[str, float]:
+    """Compare as many prior samples as test images with these, gray; write the classes of both.
+
+    Without labels there is no classifier: the table of classes is empty.
+    """
+    split = load_split(paths.DATASET, "test")
+    if not split.has_labels:
+        write_output(paths.CLASSES, b"label,samples,test\n")
+        return {}
     classifier = load_classifier(paths.CLASSIFIER)
     fake = classify(classifier, samples.generate(model, split.labels))
     real = classify(classifier, split.images)
@@ -149,7 +160,7 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
     """Write one row per image, in the order of the test split; metadata: protocol and model."""
     protocol = params.model_dump(include={"eval_samples", "eval_proposal_scale"}) | {
         "images": digest(split.images),
-        "binarization": digest(reconstruction.binarize(split.images)),
+        "binarization": digest(binarize(split.images)),
         "likelihood": model.likelihood.name,
     }
     if model.likelihood.measure:

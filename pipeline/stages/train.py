@@ -40,8 +40,10 @@ def main() -> None:
     """Read the declared inputs, train, write the declared outputs."""
     params = load_params()
     device = prepare_device(params.device)
-    split = load_split(DATASET, "train").to(device)
+    split = load_split(DATASET, "train", params.binarize).to(device)
     train, val = split_images(split, params.val_size)
+    if is_dynamic := params.binarize == "dynamic":
+        train, _ = split_images(load_split(DATASET, "train").to(device), params.val_size)
     # The last images of the dataset: the same in every run, and held out if val_size allows it.
     _, shown = hold_out(split, min(NUM_SAMPLES, len(split.images)))
     model = build_model(params, split).to(device)
@@ -60,7 +62,8 @@ def main() -> None:
     epochs = range(checkpoint.epoch + 1, params.num_epochs + 1)
     records = fit(
         optimizer, train, val, epochs,
-        batch_size=params.batch_size, seed=params.seed, objective=objective, report=report,
+        batch_size=params.batch_size, seed=params.seed, objective=objective,
+        binarize=is_dynamic, report=report,
     )  # fmt: skip
     with follow_training(key, origin) as pending_run:
         try:

@@ -6,6 +6,7 @@ the score of real training images against the test images.
 
 import json
 import math
+from collections.abc import Mapping
 
 from pipeline.data.datasets import load_split
 from pipeline.errors import run
@@ -14,12 +15,16 @@ from pipeline.evaluation.sample_quality import quality
 from pipeline.paths import CLASSIFIER, CLASSIFIER_REPORT, DATASET
 from pipeline.runtime.files import sha256_file, write_output
 from pipeline.runtime.pending_run import mark_failure
+from pipeline.runtime.tensor_file import write_tensors
 
 
 @mark_failure()
 def main() -> None:
     """Read the dataset, train the classifier, write it and its report."""
     train, test = load_split(DATASET, "train"), load_split(DATASET, "test")
+    if not train.has_labels:
+        write_none()
+        return
     count = min(len(train.images), len(test.images))
     print(f"train_classifier: {len(train.images)} images")
 
@@ -40,12 +45,24 @@ def main() -> None:
         },
         "floor": floor | {"num_images": count},
     }
-    text = json.dumps(report, indent=2, allow_nan=False)
-    write_output(CLASSIFIER_REPORT, f"{text}\n".encode())
+    write_report(report)
 
     distance = f"Frechet distance of training images {floor['frechet_distance']:.4f}"
     print(f"train_classifier: accuracy {accuracy:.2%} on test images; {distance}")
     print(f"train_classifier: wrote {CLASSIFIER} and {CLASSIFIER_REPORT}")
+
+
+def write_none() -> None:
+    """Write the outputs for a dataset without labels: a file without weights, its sha256."""
+    write_tensors(CLASSIFIER, {}, {"classifier": None})
+    write_report({"classifier": {"sha256": sha256_file(CLASSIFIER)}})
+    print(f"train_classifier: the dataset has no labels; wrote an empty {CLASSIFIER}")
+
+
+def write_report(report: Mapping[str, object]) -> None:
+    """Write the report."""
+    text = json.dumps(report, indent=2, allow_nan=False)
+    write_output(CLASSIFIER_REPORT, f"{text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from pipeline.data.datasets import Split
+from pipeline.data.datasets import Split, above, thresholds
 from pipeline.model.network import to_batch
 from pipeline.model.objective import NEG_ELBO, ElboTerms, Objective, elbo_terms
 from pipeline.model.vae import VAE
@@ -48,6 +48,7 @@ def fit(
     batch_size: int,
     seed: int,
     objective: Objective = NEG_ELBO,
+    binarize: bool = False,
     report: Report = print,
 ) -> Iterator[Record]:
     """Train the optimizer's model in place; yield a record with `columns` after every epoch.
@@ -58,20 +59,23 @@ def fit(
     A record has the means over images, in nats. `train/...` are of the estimates that the steps of
     the epoch used, `val/...` use the same noise after each epoch. The last batch of an epoch may be
     smaller; no image is dropped.
+    binarize: draw every training pixel as black or white, again in every epoch.
     On a CPU the bits do not depend on the number of threads.
     Raises DivergenceError, with epoch and step, at the end of an epoch in which the loss or a
     weight is no longer finite, and after the last if the variances of q(z|x) are not.
     """
     model, device = optimizer.model, optimizer.model.device
     shape = (len(train.images), objective.num_samples, model.z_dim)
-    order, eps = _draw_epoch(shape, seed, epochs.start)
+    pixels = train.images.shape if binarize else torch.Size([0])
+    order, eps, limits = _draw_epoch(shape, pixels, seed, epochs.start)
     gradient = _choose_gradient(optimizer, objective, train, batch_size, report)
     steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
     shuffled = torch.empty_like(train.images)
     for epoch in epochs:
         gradient.kl_weight.fill_(objective.kl_weight(epoch))
         order = order.to(device)
-        torch.index_select(train.images, 0, order, out=shuffled)
+        images = above(train.images, limits.to(device)) if binarize else train.images
+        torch.index_select(images, 0, order, out=shuffled)
         data = (shuffled, train.labels[order], eps.to(device))
         parts = zip(*(tensor.split(batch_size * GRAPH_STEPS) for tensor in data), strict=True)
         # The seed is for layers that draw themselves, such as dropout.
@@ -79,7 +83,8 @@ def fit(
             optimizer.working.train()
             terms = _concatenate([steps(*part) for part in parts])
         model.eval()
-        order, eps = _draw_epoch(shape, seed, epoch + 1)  # while a GPU is still busy
+        # While a GPU is still busy.
+        order, eps, limits = _draw_epoch(shape, pixels, seed, epoch + 1)
         _check_finite(model, terms, epoch, batch_size)
         means = _means("train", terms) | _means("val", _validate(model, val))
         means["epoch"] = epoch
@@ -131,10 +136,13 @@ def _as_graphs(steps: Steps, optimizer: Optimizer) -> Steps:
     return steps
 
 
-def _draw_epoch(shape: tuple[int, int, int], seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """The order of the images of an epoch, and their noise [N, S, Z] in that order."""
+def _draw_epoch(
+    shape: tuple[int, int, int], pixels: torch.Size, seed: int, epoch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The order of the images of an epoch, their noise [N, S, Z] in that order, and thresholds."""
     order = permutation(shape[0], seed, "shuffle", epoch)
-    return order, standard_normal(shape, seed, "noise", epoch)
+    eps = standard_normal(shape, seed, "noise", epoch)
+    return order, eps, thresholds(pixels, seed, "binarize", epoch)
 
 
 def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> None:

@@ -16,7 +16,7 @@ REPEATED = "not counted: another run of the same parameters, code and seed has o
 UNLIKE = {
     "code": "code differs from {base}: {changed}",
     "classifier": "another classifier than {base}: scores of samples cannot be compared",
-    "images": "evaluated on other images than {base}: no paired differences",
+    "images": "evaluated on other images than {base}: at most −log p(b) can be compared",
     "measure": "a density of {ours}, {base} of {theirs}: only −log p(b) can be compared",
     "binarization": "another binarization than {base}: no paired difference of −log p(b)",
     "eval_samples": "−log p(x) with eval_samples {ours}, {base} with {theirs}: not equally tight",
