@@ -82,7 +82,8 @@ def require_executed(folder: Path) -> None:
 
 def _changed(repo: Repo) -> set[str]:
     """What differs from dvc.lock: parameters, code, stages, outputs."""
-    stages = [stage for stage in repo.index.stages if stage.name != "log"]
+    of_pipeline = [stage for stage in repo.index.stages if not stage.is_data_source]
+    stages = [stage for stage in of_pipeline if stage.name != "log"]
     outs = [out for stage in stages for out in stage.outs]
     cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
     changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}

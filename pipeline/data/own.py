@@ -58,8 +58,7 @@ def _read_arrays(path: Path) -> Arrays:
         loaded = np.load(path, allow_pickle=False)
         return {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except Exception as error:  # of any kind: a file may contain anything
-        reason = str(error).partition("\n")[0]
-        raise UserError(path, f"is not a file of arrays without pickles ({reason})") from error
+        raise UserError(path, "cannot be read by np.load(..., allow_pickle=False)") from error
 
 
 def _read_pictures(folder: Path, files: list[Path]) -> Arrays:

@@ -83,7 +83,7 @@ def test_a_parameter_that_an_older_run_lacks_does_not_differ():
     ("change", "compared"),
     [
         ({}, {"nll", "nll_binarized"}),
-        ({"images": "c"}, set()),
+        ({"images": "c"}, {"nll_binarized"}),
         ({"binarization": "c"}, {"nll"}),
         ({"likelihood": "laplace"}, {"nll_binarized"}),
         ({"eval_samples": 5}, {"nll", "nll_binarized"}),
@@ -111,7 +111,9 @@ def test_two_densities_of_one_measure_are_compared():
 
 def test_different_likelihoods_are_ranked_by_the_binarized_images():
     laplace = run("l", -5, likelihood="laplace", protocol=PROTOCOL | {"likelihood": "laplace"})
-    assert compare([run("HEAD"), laplace], "HEAD").leading == "nll_binarized"
+    binary = run("b", -5, binarize="fixed", protocol=PROTOCOL | {"images": "b"})
+    for other in (laplace, binary):
+        assert compare([run("HEAD"), other], "HEAD").leading == "nll_binarized"
     old = run("old", z_dim=2)
     old.metrics = {"neg_elbo": 150.0}
     assert compare([run("HEAD"), old], "HEAD").leading == "neg_elbo"

@@ -8,11 +8,11 @@ from helpers.models import small_vae
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn import functional as F
 
-from pipeline.data.datasets import Split, to_unit
+from pipeline.data.datasets import Split, binarize, to_unit
 from pipeline.evaluation import bounds
 from pipeline.evaluation.bounds import elbo, evidence, in_order, prior_bounds
 from pipeline.evaluation.importance import noise
-from pipeline.evaluation.reconstruction import FAST, LIMIT, binarize
+from pipeline.evaluation.reconstruction import FAST, LIMIT
 from pipeline.model.network import Batch
 from pipeline.model.objective import ElboTerms
 from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -48,11 +49,12 @@ def test_no_number_of_images_gives_a_batch_of_one(small_train, n):
     train_classifier(new_classifier((28, 28), 10), few, 1)
 
 
-def test_images_of_another_shape_are_classified(tmp_path):
+@pytest.mark.parametrize("shape", [(20, 33), (8, 8), (9, 64), (64, 64)])
+def test_images_of_another_shape_are_classified(tmp_path, shape):
     draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (60, 20 * 33), generator=draw, dtype=torch.uint8)
-    split = Split(images, torch.arange(60, dtype=torch.uint8) % 13, (20, 33))
-    model = new_classifier((20, 33), 13)
+    images = torch.randint(0, 256, (60, math.prod(shape)), generator=draw, dtype=torch.uint8)
+    split = Split(images, torch.arange(60, dtype=torch.uint8) % 13, shape)
+    model = new_classifier(shape, 13)
     train_classifier(model, split, 1)
     save_classifier(model, tmp_path / "c")
     ours, theirs = classify(model, images), classify(load_classifier(tmp_path / "c"), images)

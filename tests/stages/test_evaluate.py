@@ -8,19 +8,21 @@ import pytest
 import torch
 from conftest import error_about, set_params
 from helpers.models import Convolutional, documented, small_vae
+from PIL import Image
 
 from pipeline import paths
-from pipeline.data.datasets import digest, load_split
+from pipeline.data.datasets import binarize, digest, load_split, save_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation import bounds
 from pipeline.evaluation.classifier import classify, load_classifier
-from pipeline.evaluation.reconstruction import binarize
 from pipeline.model import likelihood
 from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.network import NETWORKS
 from pipeline.model.vae import load_vae, save_vae
 from pipeline.runtime import cores
-from pipeline.stages import evaluate
+from pipeline.runtime.files import sha256_file
+from pipeline.stages import evaluate, train_classifier
+from pipeline.tracking.results import read_results
 
 IN_NATS = ["neg_elbo", "recon", "kl", "nll", "nll_binarized"]
 
@@ -138,3 +140,38 @@ def test_a_conditional_convolutional_network_with_another_likelihood_is_evaluate
     assert (protocol["likelihood"], protocol["measure"]) == ("laplace", "lebesgue")
     bits = metrics["nll"] / math.log(2) / 784 + 8
     assert metrics["bits_per_dim"] == pytest.approx(bits, rel=1e-6)
+
+
+def test_binary_images_are_measured_if_training_uses_them(finished):
+    """By the binarization of nll_binarized. Samples are always compared with the gray images."""
+    before = read_metrics()
+    set_params(finished, {"binarize": "dynamic"})
+    evaluate.main()
+    metrics, table = read_metrics(), pyarrow.parquet.read_table(paths.PER_IMAGE)
+    protocol = json.loads(table.schema.metadata[b"protocol"])
+    binary = digest(binarize(load_split(paths.DATASET, "test").images))
+    assert protocol["images"] == protocol["binarization"] == binary
+    assert metrics["nll"] == pytest.approx(metrics["nll_binarized"], rel=1e-3)
+    same = ("nll_binarized", "frechet_distance", "precision", "coverage")
+    assert [metrics[name] for name in same] == [before[name] for name in same]
+    assert metrics["nll"] != before["nll"] and metrics["knn_accuracy"] != before["knn_accuracy"]
+    shown = np.asarray(Image.open(paths.RECONSTRUCTED))[1:29, 1:29]
+    assert set(shown.flatten()) == {0, 255}
+
+
+def test_without_labels_what_needs_them_is_left_out(finished, small_train, small_test):
+    before = read_metrics()
+    splits = {"train": small_train, "test": small_test}
+    images = {name: (split.images.view(-1, 28, 28), None) for name, split in splits.items()}
+    save_dataset(paths.DATASET, "own", images)
+    train_classifier.main()
+    evaluate.main()
+    metrics = read_metrics()
+    needed = {"frechet_distance", "precision", "recall", "density", "coverage"}
+    needed |= {name for name in before if "accuracy" in name}
+    assert metrics == {name: before[name] for name in before if name not in needed}
+    assert paths.CLASSES.read_text() == "label,samples,test\n"
+    results = read_results()
+    assert results.classifier_sha256 == sha256_file(paths.CLASSIFIER)
+    assert "frechet_distance" not in json.loads(paths.METRICS.read_text())["test"]
+    assert (paths.FIGURES / "interpolations.png").exists()

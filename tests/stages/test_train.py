@@ -15,6 +15,7 @@ from helpers.models import DEFAULT
 from PIL import Image
 
 from pipeline import paths
+from pipeline.data.datasets import digest, load_split
 from pipeline.errors import UserError
 from pipeline.model.objective import NEG_ELBO
 from pipeline.runtime.files import checkpoint_path, sha256_file
@@ -77,6 +78,21 @@ def test_every_run_shows_the_same_images(workplace):
         pictures.append(np.asarray(Image.open(paths.SAMPLES / "reconstructed-epoch-0001.png")))
     left = np.arange(pictures[0].shape[1]) % 57 < 29
     assert (pictures[0][:, left] == pictures[1][:, left]).all() and pictures[0].max() == 255
+
+
+@pytest.mark.parametrize("binarize", ["fixed", "dynamic"])
+def test_binary_images_are_trained_on_and_shown(workplace, binarize):
+    """The digests name the gray images if pixels are drawn again, else those that are used."""
+    set_params(workplace, {"binarize": binarize, "num_epochs": 1})
+    train.main()
+    origin = read_header(paths.MODEL)["provenance"]
+    gray, drawn = (load_split(paths.DATASET, "train", how).images for how in ("none", "fixed"))
+    trained = gray if binarize == "dynamic" else drawn
+    digests = {name: split["sha256"] for name, split in origin["splits"].items()}
+    assert digests == {"training": digest(trained[:500]), "validation": digest(drawn[500:])}
+    assert origin["params"]["binarize"] == binarize
+    shown = np.asarray(Image.open(paths.SAMPLES / "reconstructed-epoch-0001.png"))[1:29, 1:29]
+    assert set(shown.flatten()) == {0, 255}
 
 
 def test_without_validation_the_history_has_nan_in_the_same_columns(workplace):

@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.models import Convolutional, small_vae, weights
 from torch.nn import functional as F
 
-from pipeline.data.datasets import hold_out, to_unit
+from pipeline.data.datasets import above, hold_out, thresholds, to_unit
 from pipeline.evaluation.bounds import elbo
 from pipeline.model.network import NETWORKS, Batch
 from pipeline.runtime.device import prepare_device
@@ -29,9 +30,11 @@ def train(data, epochs=2, learning_rate=1e-3, precision="float32", model=None, *
     return optimizer.model, records
 
 
-def train_resumed(data, done, epochs=4, device="cpu", precision="float32", **architecture):
+def train_resumed(
+    data, done, epochs=4, device="cpu", precision="float32", binarize=False, **architecture
+):
     """Train for `done` epochs; another optimizer, as of another process, resumes from the state."""
-    options = {"batch_size": 64, "seed": 0}
+    options = {"batch_size": 64, "seed": 0, "binarize": binarize}
     models = (small_vae(seed, **architecture).to(device) for seed in (0, 1))
     first, second = (Optimizer(model, 1e-3, precision) for model in models)
     list(fit(first, *data, range(1, done + 1), **options))
@@ -96,6 +99,22 @@ def test_the_number_of_threads_changes_no_bit(
     assert runs[0] == runs[1]
 
 
+def test_the_pixels_of_an_epoch_are_drawn_from_its_address(data):
+    """The second epoch trains on other pixels than the first."""
+    first, second = (
+        above(data[0].images, thresholds((500, 784), 0, "binarize", k)) for k in (1, 2)
+    )
+    assert not torch.equal(first, second)
+    model, records = train(data, binarize=True)
+    optimizer = Optimizer(small_vae(), 1e-3)
+    expected = []
+    for epoch, images in enumerate((first, second), 1):
+        drawn = replace(data[0], images=images)
+        epochs = range(epoch, epoch + 1)
+        expected += fit(optimizer, drawn, data[1], epochs, batch_size=64, seed=0)
+    assert records == expected and torch.equal(weights(model), weights(optimizer.model))
+
+
 def test_validation_uses_the_same_noise_each_epoch(data):
     _, records = train(data, learning_rate=1e-30)
     assert records[0]["val/neg_elbo"] == records[1]["val/neg_elbo"]
@@ -124,9 +143,10 @@ def test_any_network_is_trained_by_autograd_with_its_labels_and_one_message(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("done", [1, 2, 4])
-def test_resumed_training_is_bit_identical(data, done, precision):
-    whole, records = train(data, epochs=4, precision=precision)
-    model, rest = train_resumed(data, done, precision=precision)
+@pytest.mark.parametrize("options", [{}, {"binarize": True}])
+def test_resumed_training_is_bit_identical(data, done, precision, options):
+    whole, records = train(data, epochs=4, precision=precision, **options)
+    model, rest = train_resumed(data, done, precision=precision, **options)
     assert torch.equal(weights(model), weights(whole)) and rest == records[done:]
 
 
