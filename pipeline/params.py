@@ -25,6 +25,7 @@ NEEDS: dict[str, tuple[str, tuple[object, ...]]] = {
     "warmup_epochs": ("objective", ("elbo",)),
     "free_bits": ("objective", ("elbo",)),
     "sigma": ("likelihood", ("gaussian",)),
+    "binarize": ("likelihood", ("bernoulli",)),
 }
 
 

@@ -33,7 +33,7 @@ def test_images_that_dvc_tracks_are_in_every_experiment(repo):
     repo.run("dvc", "add", "data/own/images.npz")
     repo.run("dvc", "repro")
     repo.commit()
-    output = repo.run("dvc", "exp", "run", "--temp", "-n", "there", "-S", "z_dim=2")
+    output = repo.run("dvc", "exp", "run", "--temp", "-n", "there", "-S", "z_dim=5")
     assert {"train", "evaluate"} <= {*started(output)}
     assert "there" in repo.pipeline("compare")
     repo.pipeline("log-all")

@@ -120,7 +120,7 @@ def test_the_range_in_the_comment_is_what_is_accepted(path, key, low, high):
 UNFIT = {  # a value that leaves the key without meaning
     "prior_components": ("prior", "normal"), "beta": ("objective", "iwae"),
     "warmup_epochs": ("objective", "dreg"), "free_bits": ("objective", "iwae"),
-    "sigma": ("likelihood", "bernoulli"),
+    "sigma": ("likelihood", "bernoulli"), "binarize": ("likelihood", "gaussian"),
 }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_a_parameter_without_meaning_is_refused_with_both_keys(path, key):
     other, unfit = UNFIT[key]
     set_params(path.parent, {other: unfit})
     load_params(path)
-    set_params(path.parent, {key: 2})
+    set_params(path.parent, {key: "fixed" if key == "binarize" else 2})
     with pytest.raises(UserError, match=f"no meaning with {other}: {unfit}") as error:
         load_params(path)
     assert error.value.subject == f"params.yaml: {key}"
