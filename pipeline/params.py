@@ -26,6 +26,7 @@ NEEDS: dict[str, tuple[str, tuple[object, ...]]] = {
     "free_bits": ("objective", ("elbo",)),
     "sigma": ("likelihood", ("gaussian",)),
     "binarize": ("likelihood", ("bernoulli",)),
+    "conditional": ("prior", ("normal", "mixture")),
 }
 
 
@@ -41,13 +42,14 @@ class Params(BaseModel):
     dataset: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     binarize: Literal["none", "dynamic", "fixed"] = "none"
     val_size: Annotated[int, Field(ge=0, le=50_000)]
-    network: Literal["mlp"]
+    network: Literal["mlp", "conv"]
     likelihood: Literal["bernoulli", "continuous_bernoulli", "gaussian"]
     sigma: Literal["learned", "optimal"] | Annotated[float, Field(ge=0.001, le=10)] = "learned"
     z_dim: Annotated[int, Field(ge=1, le=1024)]
     h_dim: Annotated[int, Field(ge=1, le=8192)]
     h_layers: Annotated[int, Field(ge=1, le=8)]
     activation: Literal["relu", "tanh", "gelu", "silu"]
+    conditional: bool = False
     prior: Literal["normal", "mixture", "vamp"] = "normal"
     prior_components: Annotated[int, Field(ge=1, le=10_000)] = 10
     objective: Literal["elbo", "iwae", "dreg"] = "elbo"

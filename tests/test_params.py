@@ -121,6 +121,7 @@ UNFIT = {  # a value that leaves the key without meaning
     "prior_components": ("prior", "normal"), "beta": ("objective", "iwae"),
     "warmup_epochs": ("objective", "dreg"), "free_bits": ("objective", "iwae"),
     "sigma": ("likelihood", "bernoulli"), "binarize": ("likelihood", "gaussian"),
+    "conditional": ("prior", "vamp"),
 }  # fmt: skip
 
 
@@ -129,7 +130,8 @@ def test_a_parameter_without_meaning_is_refused_with_both_keys(path, key):
     other, unfit = UNFIT[key]
     set_params(path.parent, {other: unfit})
     load_params(path)
-    set_params(path.parent, {key: "fixed" if key == "binarize" else 2})
+    value = {"binarize": "fixed", "conditional": "true"}.get(key, 2)
+    set_params(path.parent, {key: value})
     with pytest.raises(UserError, match=f"no meaning with {other}: {unfit}") as error:
         load_params(path)
     assert error.value.subject == f"params.yaml: {key}"

@@ -5,19 +5,17 @@ default all). Prints a table and writes reports/compare.html, one file for a bro
 """
 
 import argparse
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.commands.comparison import configurations, page, tables
+from pipeline.commands.comparison.choice import HEAD, available, command, find
 from pipeline.commands.comparison.links import links
 from pipeline.commands.comparison.runs import Run, read_runs
 from pipeline.errors import UserError
 from pipeline.paths import COMPARISON
 from pipeline.runtime.files import home, write_output
-from pipeline.runtime.git import Experiment, experiments, head, workspace
-
-HEAD = "HEAD"
+from pipeline.runtime.git import Experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,28 +44,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 def choose(names: Sequence[str], baseline: str | None, root: Path) -> dict[str, Experiment]:
     """Return the runs to compare by unique names. Raises UserError about an unknown name."""
-    available = by_name(experiments(root))
-    own = workspace(root)
-    available |= {"workspace": own} if own else {}
-    wanted = dict.fromkeys([baseline or HEAD, HEAD, *(names or available)])
-    return {name: available.get(name) or find_revision(name, available, root) for name in wanted}
-
-
-def by_name(found: Sequence[Experiment]) -> dict[str, Experiment]:
-    """Return experiments by name; those that share a name, on different baselines, with commits."""
-    count = Counter(entry.name for entry in found)
-    suffix = [f"@{entry.commit[:7]}" * (count[entry.name] > 1) for entry in found]
-    return {entry.name + end: entry for entry, end in zip(found, suffix, strict=True)}
-
-
-def find_revision(name: str, available: Mapping[str, Experiment], root: Path) -> Experiment:
-    """Return the run of a git revision. Raises UserError if there is no such revision."""
-    revision = head(root, name)
-    if not revision:
-        names = tables.ascii_text(", ".join([HEAD, *available]))
-        message = f"no such experiment or git revision; there are {names}"
-        raise UserError(tables.ascii_text(name), message)
-    return revision
+    known = available(root)
+    wanted = dict.fromkeys([baseline or HEAD, HEAD, *(names or known)])
+    return {name: find(name, known, root) for name in wanted}
 
 
 def choose_baseline(measured: Sequence[Run], wanted: str | None) -> str:
@@ -79,11 +58,3 @@ def choose_baseline(measured: Sequence[Run], wanted: str | None) -> str:
         advice = "`dvc repro` creates those of HEAD, `dvc exp run -S z_dim=2` those of another run"
         raise UserError("compare", f"fewer than two runs have results; {advice}")
     return names[0]
-
-
-def command(entry: Experiment) -> str:
-    """Return the command that restores the files of a run; "" for the workspace."""
-    if entry.name:  # not by name, which DVC may have on another baseline, or use again
-        return f"dvc exp apply {entry.commit[:10]}"
-    in_git = entry.commit == entry.baseline
-    return f"git checkout {entry.commit[:10]} && dvc checkout" if in_git else ""

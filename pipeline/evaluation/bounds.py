@@ -106,6 +106,8 @@ def evidence(
         gray, binary = (select(of, chosen, device) for of in (split, binary_split))
         images = range(first, first + len(gray.x))
         eps = importance.noise(num_samples, model.z_dim, images).to(device)
+        gray = importance.draw_labels(model, gray, num_samples, images)
+        binary = binary._replace(y=gray.y)
         widened = plain = importance.log_weights(model, gray, eps, recons.gray, scale)
         if scale != 1:
             plain = importance.log_weights(model, gray, eps, recons.gray)
@@ -127,6 +129,7 @@ def prior_bounds(model: VAE, split: Split, recons: Recons, num_samples: int) -> 
     for label in split.labels.unique():  # the draws are decoded once per label
         own = split.labels == label
         batch = select(split, own, model.device)
+        batch = importance.draw_labels(model, batch, num_samples, range(1))
         bounds[own] = _bounds(importance.prior_log_weights(model, batch, num_samples, recons.gray))
     return bounds
 

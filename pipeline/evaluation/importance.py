@@ -5,15 +5,19 @@ as K grows (Burda, Grosse & Salakhutdinov 2016, "Importance Weighted Autoencoder
 K = 1 is −ELBO. Any q with the posterior's support is valid. The encoder's q is fitted to lie inside
 the posterior and seldom draws the z of largest weight: drawn from q with a widened σ, and weighted
 by that density, far fewer draws give a tighter bound.
+
+The label of a conditional model is drawn too, from its prior: p(x) = Σ_y p(x|y) / C, and the weight
+of a draw is that of z given its label, w = p(x|z, y) p(z) / q(z|x, y).
 """
 
 import math
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from pipeline.evaluation.reconstruction import Recon
-from pipeline.model.network import Batch
+from pipeline.model.network import Batch, Posterior
 from pipeline.model.vae import VAE
 from pipeline.runtime.randomness import PROTOCOL_SEED, generator, standard_normal, uniform
 
@@ -28,39 +32,67 @@ def noise(num_samples: int, z_dim: int, images: range) -> Tensor:
     return torch.stack([torch.randn(num_samples, z_dim, generator=own) for own in generators])
 
 
+def draw_labels(model: VAE, batch: Batch, num_samples: int, images: range) -> Batch:
+    """For a conditional model: the batch with labels y [N, K] of K draws, all C classes in turn.
+
+    The first is uniform, by the number of the image. So is each by itself, and the bound is valid
+    for any K; among any C neighbors each class is drawn once, which leaves less variance than
+    labels that are independent.
+    """
+    classes = model.architecture.num_classes
+    if classes == 0:
+        return batch
+    generators = [generator(PROTOCOL_SEED, "importance/label", image) for image in images]
+    first = torch.stack([torch.randint(classes, (1,), generator=own) for own in generators])
+    y = (first + torch.arange(num_samples)) % classes
+    return batch._replace(y=y.to(batch.x.device))
+
+
 @torch.no_grad()
 def log_weights(model: VAE, batch: Batch, eps: Tensor, recon: Recon, scale: float = 1) -> Tensor:
     """Log w for z = μ + scale σ ε ~ N(μ, (scale σ)²): ε [N, K, Z] → [N, K], on the CPU.
 
-    log w = log p(x|z) + log p(z) − log q(z).
+    log w = log p(x|z) + log p(z) − log q(z). A conditional model needs the labels of `draw_labels`.
     """
-    mu, log_var = (part.unsqueeze(1) for part in model.encode(batch))
+    mu, log_var = _encode(model, batch)
     z = mu + scale * torch.exp(0.5 * log_var) * eps
     log_ratio = model.p_z().log_ratio(z, log_var, eps, scale)
     num_images, num_samples = log_ratio.shape
     rows = ROWS[z.device.type]
     step = max(1, rows // num_samples)
-    for first in range(0, num_images, step):
+    y = None if batch.y is None else batch.y.view(num_images, -1).expand(-1, num_samples)
+    for first, start in product(range(0, num_images, step), range(0, num_samples, rows)):
         images = slice(first, first + step)
-        y = None if batch.y is None else batch.y[images]
-        draws = z[images].split(rows, dim=1)
-        recons = [recon(model.decode(some, y), batch.x[images]) for some in draws]
-        log_ratio[images] -= torch.cat(recons, dim=1)
+        draws = images, slice(start, start + rows)
+        outputs = model.decode(z[draws], None if y is None else y[draws])
+        log_ratio[draws] -= recon(outputs, batch.x[images])
     return log_ratio.cpu()
+
+
+def _encode(model: VAE, batch: Batch) -> Posterior:
+    """q(z|x) [N, 1, Z], or q(z|x, y) [N, K, Z] for labels y [N, K]: once per class."""
+    if batch.y is None or batch.y.dim() == 1:
+        return Posterior(*(part.unsqueeze(1) for part in model.encode(batch)))
+    classes = range(model.architecture.num_classes)
+    each = [model.encode(Batch(batch.x, torch.full_like(batch.y[:, 0], y))) for y in classes]
+    own = batch.y.unsqueeze(-1).expand(-1, -1, model.z_dim)
+    return Posterior(*(torch.stack(part, dim=1).gather(1, own) for part in zip(*each, strict=True)))
 
 
 @torch.no_grad()
 def prior_log_weights(model: VAE, batch: Batch, num_samples: int, recon: Recon) -> Tensor:
-    """Log p(x|z) for z ~ p(z), the same for all images: [N, K], on the CPU. One label for all.
+    """Log p(x|z) for z ~ p(z), the same for all images: [N, K], on the CPU.
 
     Naive Monte Carlo: unbiased, and useless in practice: almost no sample from the prior explains a
-    given x.
+    given x. The labels, if any, are those of the first image.
     """
     eps = standard_normal((num_samples, model.z_dim), PROTOCOL_SEED, "prior").to(batch.x)
     z = model.p_z().sample(eps, uniform(num_samples, PROTOCOL_SEED, "prior").to(batch.x))
+    y = None if batch.y is None else batch.y[:1].view(1, -1).expand(-1, num_samples)
     columns = []
-    for draws in z.unsqueeze(0).split(PRIOR_ROWS, dim=1):
-        outputs = model.decode(draws, None if batch.y is None else batch.y[:1])
+    for start in range(0, num_samples, PRIOR_ROWS):
+        draws = slice(start, start + PRIOR_ROWS)
+        outputs = model.decode(z[None, draws], None if y is None else y[:, draws])
         recons = [recon(outputs, images) for images in batch.x.split(PRIOR_IMAGES)]
         columns.append(torch.cat(recons).neg().cpu())
     return torch.cat(columns, dim=1)

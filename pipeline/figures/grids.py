@@ -12,10 +12,12 @@ from pipeline.runtime.files import write_output
 
 GAP = 0.35  # gray of the lines between cells: visible beside black and white
 
+COLUMNS = 16
+
 Shape = tuple[int, int]  # height, width
 
 
-def save_grid(images: Tensor, shape: Shape, path: Path, columns: int = 16) -> None:
+def save_grid(images: Tensor, shape: Shape, path: Path, columns: int = COLUMNS) -> None:
     """Write images [N, D] in [0, 1] as a grid, row by row."""
     _save(tile(images.view(-1, *shape), columns), path)
 

@@ -7,6 +7,7 @@ epochs and runs can be compared cell by cell.
 import torch
 from torch import Tensor
 
+from pipeline.figures.grids import COLUMNS
 from pipeline.model.network import to_batch
 from pipeline.model.objective import reparameterize
 from pipeline.model.vae import VAE
@@ -16,15 +17,24 @@ from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal_columns, 
 
 @one_thread()
 @torch.no_grad()
-def generate(model: VAE, labels: Tensor) -> Tensor:
-    """E[x|z] for one fixed z ~ p(z) per label [N] (ignored by an unconditional network).
+def generate(model: VAE, labels: Tensor, seed: int = PROTOCOL_SEED) -> Tensor:
+    """E[x|z] for one z ~ p(z) per label [N] (ignored by an unconditional network).
 
     Returns [N, D] in [0, 1], on the CPU. The encoder is not used.
     """
-    eps = standard_normal_columns(len(labels), model.z_dim, PROTOCOL_SEED, "generate")
-    u = uniform(len(labels), PROTOCOL_SEED, "generate")
+    eps = standard_normal_columns(len(labels), model.z_dim, seed, "generate")
+    u = uniform(len(labels), seed, "generate")
     z = model.p_z().sample(eps.to(model.device), u.to(model.device))
     return model.mean(z, labels.long().to(model.device)).cpu()
+
+
+def rows_of_labels(model: VAE, labels: Tensor) -> Tensor:
+    """The labels [N] of a grid of samples: one row per class for a conditional model.
+
+    An unconditional one ignores labels: they are `labels`, whose number is that of the samples.
+    """
+    classes = torch.arange(model.architecture.num_classes)
+    return classes.repeat_interleave(COLUMNS) if len(classes) else labels
 
 
 @one_thread()

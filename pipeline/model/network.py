@@ -4,9 +4,9 @@ registry entry.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from pipeline.data.datasets import to_unit
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU,
 }  # fmt: skip
+CHANNELS = 32  # of the first convolution
 
 
 class Batch(NamedTuple):
@@ -60,7 +61,11 @@ class Architecture:
 
 
 class Network(Protocol):
-    """An nn.Module with an encoder and a decoder."""
+    """An nn.Module with an encoder and a decoder.
+
+    If architecture.num_classes is not 0, both depend on the label: q(z|x, y) and p(x|z, y)
+    (Kingma et al. 2014, "Semi-supervised learning with deep generative models", model M2).
+    """
 
     def encode(self, batch: Batch) -> Posterior:
         """Return the parameters of q(z|x)."""
@@ -70,7 +75,10 @@ class Network(Protocol):
 
 
 class MLP(nn.Module):
-    """D → h_dim (h_layers times) → Z, and the same in reverse order back to O."""
+    """D → h_dim (h_layers times) → Z, and the same in reverse order back to O.
+
+    A label is one-hot, beside x and beside z.
+    """
 
     def __init__(self, architecture: Architecture, num_outputs: int) -> None:
         super().__init__()
@@ -78,21 +86,69 @@ class MLP(nn.Module):
         activation = ACTIVATIONS[architecture.activation]
         # One layer for μ and log σ²: half the kernel launches, the same function.
         num_pixels, z_dim = architecture.num_pixels, architecture.z_dim
-        self.encoder = _perceptron([num_pixels, *hidden, 2 * z_dim], activation)
-        self.decoder = _perceptron([z_dim, *hidden, num_outputs], activation)
+        self.num_classes = architecture.num_classes
+        self.encoder = _perceptron([num_pixels + self.num_classes, *hidden, 2 * z_dim], activation)
+        self.decoder = _perceptron([z_dim + self.num_classes, *hidden, num_outputs], activation)
 
     def encode(self, batch: Batch) -> Posterior:
         """See Network."""
-        return Posterior(*self.encoder(batch.x).chunk(2, dim=-1))
+        inputs = beside(batch.x, batch.y, self.num_classes)
+        return Posterior(*self.encoder(inputs).chunk(2, dim=-1))
 
     def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         """See Network."""
-        outputs: Tensor = self.decoder(z)
+        outputs: Tensor = self.decoder(beside(z, y, self.num_classes))
+        return outputs
+
+
+class Convolutional(nn.Module):
+    """h_layers convolutions of stride 2, an MLP of one hidden layer, and the same back to O.
+
+    A convolution halves height and width, rounded up. The first has 32 channels, each further one
+    twice as many.
+    """
+
+    def __init__(self, architecture: Architecture, num_outputs: int) -> None:
+        super().__init__()
+        activation = ACTIVATIONS[architecture.activation]
+        height, width = architecture.image_shape
+        down: list[nn.Module] = [nn.Unflatten(-1, (1, height, width))]
+        up: list[nn.Module] = [nn.Flatten()]  # last layer first
+        n_in, n_out = 1, num_outputs // architecture.num_pixels
+        for layer in range(architecture.h_layers):
+            channels = CHANNELS << layer
+            even = (1 - height % 2, 1 - width % 2)
+            down += [nn.Conv2d(n_in, channels, 3, 2, 1), activation()]
+            up += [nn.ConvTranspose2d(channels, n_out, 3, 2, 1, output_padding=even), activation()]
+            height, width = (height + 1) // 2, (width + 1) // 2
+            n_in = n_out = channels
+        up.append(nn.Unflatten(-1, (n_in, height, width)))
+        inner = replace(architecture, image_shape=(n_in * height, width), h_layers=1)
+        self.down = nn.Sequential(*down, nn.Flatten())
+        self.inner = MLP(inner, inner.num_pixels)
+        self.up = nn.Sequential(*reversed(up))
+
+    def encode(self, batch: Batch) -> Posterior:
+        """See Network."""
+        return self.inner.encode(Batch(self.down(batch.x), batch.y))
+
+    def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
+        """See Network."""
+        outputs: Tensor = self.up(self.inner.decode(z, y))
         return outputs
 
 
 # Builds a network for an architecture with O decoder outputs.
-NETWORKS: dict[str, Callable[[Architecture, int], Network]] = {"mlp": MLP}
+NETWORKS: dict[str, Callable[[Architecture, int], Network]] = {"mlp": MLP, "conv": Convolutional}
+
+
+def beside(values: Tensor, y: Tensor | None, num_classes: int) -> Tensor:
+    """Values [B, F] and the labels [B] of C classes, one-hot: [B, F + C]. Values alone if C = 0."""
+    if num_classes == 0:
+        return values
+    # F.one_hot reads y on the CPU, which a CUDA graph cannot contain.
+    one_hot = cast(Tensor, y).unsqueeze(-1) == torch.arange(num_classes, device=values.device)
+    return torch.cat([values, one_hot.to(values.dtype)], dim=-1)
 
 
 def _perceptron(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:

@@ -153,7 +153,10 @@ def compare_samples(model: VAE) -> dict[str, float]:
     shares = classes.apply(lambda column: column.value_counts(normalize=True))
     shares = shares.reindex(range(classifier.num_classes), fill_value=0.0).fillna(0.0)
     write_output(paths.CLASSES, shares.rename_axis("label").to_csv().encode())
-    return quality(real.features, fake.features)
+    scores = quality(real.features, fake.features)
+    if model.architecture.num_classes:
+        scores |= summary({"label_agreement": fake.classes == split.labels})
+    return scores
 
 
 def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, params: Params) -> None:
@@ -176,7 +179,7 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
 def save_samples(model: VAE, split: Split) -> None:
     """Write 128 samples from the prior, and the first 64 images with their reconstructions."""
     images, labels = split.images[:64], split.labels[:64]
-    generated = samples.generate(model, split.labels[:128])
+    generated = samples.generate(model, samples.rows_of_labels(model, split.labels[:128]))
     grids.save_grid(generated, split.image_shape, paths.GENERATED)
     reconstructed = samples.reconstruct(model, images, labels)
     grids.save_pairs(to_unit(images), reconstructed, split.image_shape, paths.RECONSTRUCTED)

@@ -89,7 +89,12 @@ def split_images(split: Split, val_size: int) -> tuple[Split, Split]:
 
 def build_model(params: Params, split: Split) -> VAE:
     """The untrained model that the parameters describe."""
-    architecture = chosen(Architecture, params, image_shape=split.image_shape, num_classes=0)
+    if params.conditional and not split.has_labels:
+        message = "needs labels; choose another dataset, or put labels beside the images"
+        raise UserError("params.yaml: conditional", message)
+    num_classes = int(split.labels.max()) + 1 if params.conditional else 0
+    shape = split.image_shape
+    architecture = chosen(Architecture, params, image_shape=shape, num_classes=num_classes)
     return new_vae(architecture, params.seed)
 
 
@@ -138,7 +143,7 @@ def write_epochs(
 def save_samples(model: VAE, shown: Split, epoch: int) -> None:
     """Write what the model generates and reconstructs after `epoch`."""
     images, labels = shown.images[-NUM_PAIRS:], shown.labels[-NUM_PAIRS:]
-    generated = samples.generate(model, shown.labels)
+    generated = samples.generate(model, samples.rows_of_labels(model, shown.labels))
     pairs = to_unit(images).cpu(), samples.reconstruct(model, images, labels)
     end = f"epoch-{epoch:04d}.png"
     grids.save_grid(generated, shown.image_shape, SAMPLES / f"generated-{end}")

@@ -4,6 +4,7 @@ vae = mlflow.pyfunc.load_model("models:/MODEL_ID")
 images = vae.predict(z)  # z [n, z_dim], float32 -> E[x|z], [n, D] in [0, 1]
 q = vae.predict(x, params={"task": "encode"})  # x [n, D] in [0, 1] -> "mu", "log_var", [n, z_dim]
 again = vae.predict(x, params={"task": "reconstruct"})
+sevens = vae.predict(z, params={"label": 7})  # a conditional model needs one, for each task
 """
 
 from pathlib import Path
@@ -36,7 +37,7 @@ class ServedVAE(PythonModel):
         """Map z [n, z_dim] to E[x|z], or x [n, D] to μ and log σ² of q(z|x), or to E[x|z=μ].
 
         Nothing is random. Raises MlflowException (status 400 from a server) for another task,
-        shape or range.
+        label, shape or range.
         """
         import torch  # noqa: PLC0415
 
@@ -44,13 +45,14 @@ class ServedVAE(PythonModel):
 
         task = (params or {}).get("task", "generate")
         values = torch.from_numpy(self._checked(model_input, task))
+        y = torch.full((len(values),), self._checked_label((params or {}).get("label", -1)))
         with torch.inference_mode():
             if task == "generate":
-                return self.vae.mean(values).numpy()
-            posterior = self.vae.encode(Batch(values))
+                return self.vae.mean(values, y).numpy()
+            posterior = self.vae.encode(Batch(values, y))
             if task == "encode":
                 return {name: value.numpy() for name, value in posterior._asdict().items()}
-            return self.vae.mean(posterior.mu).numpy()
+            return self.vae.mean(posterior.mu, y).numpy()
 
     def _checked(self, model_input: np.ndarray, task: str) -> np.ndarray:
         if task not in TASKS:
@@ -66,6 +68,12 @@ class ServedVAE(PythonModel):
         if name == "x" and ((values < 0) | (values > 1)).any():
             raise _invalid("x: must be in [0, 1]: divide bytes by 255")
         return values
+
+    def _checked_label(self, label: int) -> int:
+        allowed = range(self.vae.architecture.num_classes) or (-1,)
+        if label not in allowed:
+            raise _invalid(f"label: must be one of {', '.join(map(str, allowed))} (got {label})")
+        return label
 
 
 def _invalid(message: str) -> MlflowException:

@@ -202,7 +202,9 @@ def _save_model(results: Results, scratch: Path) -> Path:
         signature=ModelSignature(
             # z or x, by the task; the output has the task's shape
             inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
-            params=ParamSchema([ParamSpec("task", "string", "generate")]),
+            params=ParamSchema(
+                [ParamSpec("task", "string", "generate"), ParamSpec("label", "long", -1)]
+            ),
         ),
         input_example=np.zeros((2, results.params.z_dim), np.float32),
         pip_requirements=[f"{name}=={version(name)}" for name in REQUIRED],

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pipeline.data.datasets import Split, binarize, to_unit
 from pipeline.evaluation import bounds
 from pipeline.evaluation.bounds import elbo, evidence, in_order, prior_bounds
-from pipeline.evaluation.importance import noise
+from pipeline.evaluation.importance import draw_labels, noise
 from pipeline.evaluation.reconstruction import FAST, LIMIT
 from pipeline.model.network import Batch
 from pipeline.model.objective import ElboTerms
@@ -63,10 +63,12 @@ def test_the_elbo_is_that_of_the_objective(model, split, monkeypatch):
     assert torch.equal(terms.kl.squeeze(1), bounds.evaluation_noise(len(split.images), model.z_dim))
 
 
+@pytest.mark.parametrize("num_classes", [0, 10])
 @torch.no_grad()
-def test_the_evidence_equals_that_of_torch_distributions(model, split):
+def test_the_evidence_equals_that_of_torch_distributions(num_classes, split):
     """Weight by weight: p(x|z) p(z) / q(z), with q widened or not, and for the binarization."""
-    some, k = first(split, 4), 30
+    model, some, k = small_vae(num_classes=num_classes), first(split, 4), 30
+    y = draw_labels(small_vae(num_classes=10), Batch(to_unit(some.images)), k, range(4)).y
     result = estimate(model, some, k)
     for name, images, scale in (
         ("widened", some.images, 1.4),
@@ -74,10 +76,11 @@ def test_the_evidence_equals_that_of_torch_distributions(model, split):
         ("binarized", binarize(some.images), 1.4),
     ):
         x = to_unit(images)
-        mu, log_var = (part.unsqueeze(1) for part in model.encode(Batch(x)))
+        each = Batch(x.repeat_interleave(k, dim=0), y.flatten())
+        mu, log_var = (part.unflatten(0, (4, k)) for part in model.encode(each))
         q = Normal(mu, scale * torch.exp(log_var / 2))
         z = mu + q.scale * noise(k, 4, range(4))
-        p, x = torch.broadcast_tensors(torch.sigmoid(model.decode(z)), x.unsqueeze(1))
+        p, x = torch.broadcast_tensors(torch.sigmoid(model.decode(z, y)), x.unsqueeze(1))
         log_p = -F.binary_cross_entropy(p, x, reduction="none").sum(-1)
         if name == "binarized":
             log_p = Bernoulli(p.clamp(LIMIT, 1 - LIMIT)).log_prob(x).sum(-1)

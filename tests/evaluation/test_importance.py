@@ -8,6 +8,7 @@ from helpers.models import show_labels, small_vae
 
 from pipeline.evaluation import importance
 from pipeline.evaluation.importance import (
+    draw_labels,
     effective_sample_size,
     log_weights,
     neg_log_mean,
@@ -22,9 +23,10 @@ from pipeline.runtime.randomness import generator
 D = 12
 
 
-def bernoulli_vae(z_dim: int) -> tuple[VAE, Batch]:
+def bernoulli_vae(z_dim: int, num_classes: int = 0) -> tuple[VAE, Batch]:
     """A float64 model of 3 × 4 pixels whose decoder reacts to z, and images."""
-    model = small_vae(z_dim=z_dim, h_dim=16, image_shape=(3, 4), activation="tanh").double()
+    small = {"h_dim": 16, "image_shape": (3, 4), "activation": "tanh"}
+    model = small_vae(z_dim=z_dim, num_classes=num_classes, **small).double()
     with torch.no_grad():
         for layer in model.network.decoder[::2]:
             layer.weight *= 3
@@ -36,14 +38,19 @@ def draws(batch: Batch, num_samples: int, z_dim: int) -> torch.Tensor:
     return noise(num_samples, z_dim, range(len(batch.x))).to(batch.x)
 
 
+@pytest.mark.parametrize("num_classes", [0, 3])
 @pytest.mark.parametrize("proposal", [1.0, 1.4, "prior"])
-def test_a_one_dimensional_z_agrees_with_integration(proposal):
-    model, batch = bernoulli_vae(1)
+def test_a_one_dimensional_z_agrees_with_integration(proposal, num_classes):
+    """And the sum over the labels of a conditional model."""
+    model, batch = bernoulli_vae(1, num_classes)
     z = torch.linspace(-12, 12, 40_001, dtype=torch.float64).unsqueeze(1)
     log_prior = -0.5 * (z.squeeze(1).square() + math.log(2 * math.pi))
+    classes = range(max(1, num_classes))
     with torch.no_grad():
-        log_joint = log_prior - bernoulli(model.decode(z).unsqueeze(0), batch.x)
-    exact = -(log_joint.logsumexp(dim=1) + math.log(24 / 40_000))
+        decoded = [model.decode(z, torch.full((len(z),), y)).unsqueeze(0) for y in classes]
+        log_joint = torch.cat([log_prior - bernoulli(each, batch.x) for each in decoded], dim=1)
+    exact = -(log_joint.logsumexp(dim=1) + math.log(24 / 40_000 / len(classes)))
+    batch = draw_labels(model, batch, 20_000, range(50))
     if proposal == "prior":
         log_w = prior_log_weights(model, batch, 20_000, bernoulli)
     else:
@@ -53,9 +60,11 @@ def test_a_one_dimensional_z_agrees_with_integration(proposal):
     assert ((neg_log_mean(log_w, 20_000) - exact).abs() <= 4 * errors + 1e-6).all()
 
 
+@pytest.mark.parametrize("num_classes", [0, 3])
 @pytest.mark.parametrize("rows", [1, 7, 40, 97])
-def test_weights_do_not_depend_on_chunks_or_other_images(monkeypatch, rows):
-    model, batch = bernoulli_vae(3)
+def test_weights_do_not_depend_on_chunks_or_other_images(monkeypatch, rows, num_classes):
+    model, batch = bernoulli_vae(3, num_classes)
+    batch = draw_labels(model, batch, 40, range(50))
 
     def compute(batch: Batch) -> torch.Tensor:
         own = log_weights(model, batch, draws(batch, 40, 3), bernoulli, 1.4)
@@ -73,6 +82,17 @@ def test_weights_do_not_depend_on_chunks_or_other_images(monkeypatch, rows):
 def test_each_image_has_its_own_noise():
     torch.testing.assert_close(noise(5, 3, range(4))[2:], noise(5, 3, range(2, 4)), rtol=0, atol=0)
     assert not torch.equal(*noise(5, 3, range(2)))
+
+
+def test_each_label_is_uniform_and_neighbors_are_all_classes():
+    model, images = small_vae(num_classes=3), Batch(torch.rand(3000, 784))
+    labels = draw_labels(model, images, 5, range(3000)).y
+    for column in labels.T:
+        shares = column.bincount() / 3000
+        assert (shares - 1 / 3).abs().max() < 4 * math.sqrt(2 / 9 / 3000)
+    assert labels.unfold(1, 3, 1).sort().values.eq(torch.arange(3)).all()
+    few = Batch(images.x[5:9])
+    assert torch.equal(draw_labels(model, few, 9, range(5, 9)).y[:, :5], labels[5:9])
 
 
 def test_labels_reach_the_decoder():

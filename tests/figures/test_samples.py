@@ -2,7 +2,7 @@ import torch
 from helpers.models import show_labels, small_vae
 from torch import nn
 
-from pipeline.figures.samples import generate, reconstruct
+from pipeline.figures.samples import generate, reconstruct, rows_of_labels
 from pipeline.model.network import to_batch
 
 LABELS = torch.arange(128) % 10
@@ -30,3 +30,9 @@ def test_labels_reach_the_decoder(small_test):
     model, labels = show_labels(small_vae()), small_test.labels[:5]
     for images in (generate(model, labels), reconstruct(model, small_test.images[:5], labels)):
         assert torch.equal(images, torch.sigmoid(labels.float()).unsqueeze(1).expand(5, 784))
+
+
+def test_a_grid_of_a_conditional_model_has_one_row_per_class():
+    labels = rows_of_labels(small_vae(num_classes=3), LABELS)
+    assert torch.equal(labels.view(3, 16), torch.arange(3).unsqueeze(1).expand(3, 16))
+    assert rows_of_labels(small_vae(), LABELS) is LABELS

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.network import Architecture, Posterior
+from pipeline.model.network import Architecture
 from pipeline.model.vae import VAE, new_vae
 
 ROOT = Path(__file__).parents[2]
@@ -38,24 +38,6 @@ def weights(model: nn.Module) -> Tensor:
 def gradients(model: nn.Module) -> Tensor:
     """All gradients as one vector, in the order of `weights`."""
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-
-
-class Convolutional(nn.Module):
-    """A network of layers that are not linear, conditioned on labels."""
-
-    def __init__(self, architecture, num_outputs):
-        super().__init__()
-        self.z_dim = architecture.z_dim
-        self.shape = architecture.image_shape
-        self.encoder = nn.Conv2d(1, 2 * self.z_dim, self.shape)
-        self.classes = nn.Embedding(10, self.z_dim)
-        self.decoder = nn.ConvTranspose2d(self.z_dim, 1, self.shape)
-
-    def encode(self, batch):
-        return Posterior(*self.encoder(batch.x.view(-1, 1, *self.shape)).flatten(1).chunk(2, 1))
-
-    def decode(self, z, y):
-        return self.decoder((z + self.classes(y))[:, :, None, None]).flatten(1)
 
 
 def documented(module: ModuleType) -> dict[str, Any]:

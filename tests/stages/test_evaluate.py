@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import error_about, set_params
-from helpers.models import Convolutional, documented, small_vae
+from helpers.models import documented, small_vae
 from PIL import Image
 
 from pipeline import paths
@@ -17,7 +17,6 @@ from pipeline.evaluation import bounds
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.model import likelihood
 from pipeline.model.likelihood import LIKELIHOODS
-from pipeline.model.network import NETWORKS
 from pipeline.model.vae import load_vae, save_vae
 from pipeline.runtime import cores
 from pipeline.runtime.files import sha256_file
@@ -129,9 +128,8 @@ def test_a_model_that_has_diverged_is_one_message(finished, name, value):
 def test_a_conditional_convolutional_network_with_another_likelihood_is_evaluated(
     finished, monkeypatch
 ):
-    monkeypatch.setitem(NETWORKS, "convolutional", Convolutional)
     monkeypatch.setitem(LIKELIHOODS, "laplace", documented(likelihood)["Laplace"])
-    model = small_vae(network="convolutional", likelihood="laplace")
+    model = small_vae(network="conv", likelihood="laplace", num_classes=10)
     save_vae(model, paths.MODEL, {})
     evaluate.main()
     metrics, table = read_metrics(), pyarrow.parquet.read_table(paths.PER_IMAGE)
@@ -140,6 +138,8 @@ def test_a_conditional_convolutional_network_with_another_likelihood_is_evaluate
     assert (protocol["likelihood"], protocol["measure"]) == ("laplace", "lebesgue")
     bits = metrics["nll"] / math.log(2) / 784 + 8
     assert metrics["bits_per_dim"] == pytest.approx(bits, rel=1e-6)
+    assert 0 <= metrics["label_agreement"] <= 1
+    assert Image.open(paths.GENERATED).size == (16 * 29 + 1, 10 * 29 + 1), "one row per class"
 
 
 def test_binary_images_are_measured_if_training_uses_them(finished):

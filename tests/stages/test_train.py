@@ -15,7 +15,7 @@ from helpers.models import DEFAULT
 from PIL import Image
 
 from pipeline import paths
-from pipeline.data.datasets import digest, load_split
+from pipeline.data.datasets import digest, load_split, save_dataset
 from pipeline.errors import UserError
 from pipeline.model.objective import NEG_ELBO
 from pipeline.runtime.files import checkpoint_path, sha256_file
@@ -67,6 +67,21 @@ def test_the_model_file_and_the_pending_run_state_where_the_model_comes_from(wor
     assert sizes == {"training": 500, "validation": 100}
     (pending,) = pending_runs()
     assert pending.model_sha256 == sha256_file(paths.MODEL) and pending.provenance == origin
+
+
+def test_a_conditional_model_has_the_classes_of_the_dataset_and_shows_a_row_of_each(workplace):
+    set_params(workplace, {"conditional": "true", "num_epochs": 1})
+    train.main()
+    assert read_header(paths.MODEL)["architecture"]["num_classes"] == 10
+    picture = Image.open(paths.SAMPLES / "generated-epoch-0001.png")
+    assert picture.size == (16 * 29 + 1, 10 * 29 + 1)
+
+
+def test_a_conditional_model_needs_labels(workplace, small_train):
+    save_dataset(paths.DATASET, "own", {"train": (small_train.images.view(-1, 28, 28), None)})
+    set_params(workplace, {"conditional": "true"})
+    with error_about("params.yaml: conditional"):
+        train.main()
 
 
 def test_every_run_shows_the_same_images(workplace):

@@ -13,11 +13,14 @@ import pytest
 import torch
 from conftest import use_folder
 from helpers.mlflow_contents import models_of, only_run
+from helpers.models import small_vae
+from mlflow.exceptions import MlflowException
 
 from pipeline.model.network import Batch
 from pipeline.model.vae import VAE, load_vae
 from pipeline.paths import MODEL
 from pipeline.stages import log
+from pipeline.tracking.served_model import ServedVAE
 
 Z = np.random.default_rng(0).standard_normal((16, 4), np.float32)
 X = np.random.default_rng(1).random((16, 784), np.float32)
@@ -116,3 +119,19 @@ def test_no_file_of_it_is_a_pickle_or_names_this_machine(logged):
     assert forms == {".json", ".py", ".safetensors", ".txt", ".yaml"}
     checkout = str(Path(__file__).parents[2]).encode()
     assert [path.name for path in files if checkout in path.read_bytes()] == []
+
+
+def test_a_conditional_model_needs_a_label_and_another_one_takes_none():
+    served, vae = ServedVAE(), small_vae(num_classes=3)
+    served.vae = vae
+    given = {"generate": Z, "encode": X, "reconstruct": X}
+    for task, values in given.items():
+        for label in (-1, 3):
+            with pytest.raises(MlflowException, match=rf"one of 0, 1, 2 \(got {label}\)"):
+                served.predict(None, values, {"task": task, "label": label})
+    images = served.predict(None, Z, {"label": 2})
+    with torch.inference_mode():
+        assert close(images, vae.mean(torch.from_numpy(Z), torch.full((16,), 2)).numpy())
+    served.vae = small_vae()
+    with pytest.raises(MlflowException, match=r"label: must be one of -1 \(got 2\)"):
+        served.predict(None, Z, {"label": 2})

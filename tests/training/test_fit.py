@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.models import Convolutional, small_vae, weights
+from helpers.models import small_vae, weights
 from torch.nn import functional as F
 
 from pipeline.data.datasets import above, hold_out, thresholds, to_unit
 from pipeline.evaluation.bounds import elbo
-from pipeline.model.network import NETWORKS, Batch
+from pipeline.model.network import Batch
 from pipeline.runtime.device import prepare_device
 from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.randomness import permutation, standard_normal
@@ -84,17 +84,18 @@ def test_weights_that_overflow_in_the_last_step_are_noticed(data):
     assert "epoch 1, step 1," in str(error.value)
 
 
-@pytest.mark.parametrize("accelerated", [True, False])
+@pytest.mark.parametrize(("accelerated", "network"), [(1, "mlp"), (0, "mlp"), (0, "conv")])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_number_of_threads_changes_no_bit(
-    data, monkeypatch, set_threads, accelerated, precision
+    data, monkeypatch, set_threads, accelerated, network, precision
 ):
     if not accelerated:
         monkeypatch.setattr("pipeline.training.accelerated.TOLERANCE", -1.0)
     runs = []
     for threads in (1, 2):
         set_threads(threads)
-        model, records = train(data, precision=precision, model=small_vae(h_dim=400, z_dim=20))
+        model = small_vae(h_dim=400, z_dim=20, network=network)
+        model, records = train(data, precision=precision, model=model)
         runs.append((weights(model).tolist(), records))
     assert runs[0] == runs[1]
 
@@ -129,24 +130,30 @@ def test_bfloat16_trains_what_float32_trains(data):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_any_network_is_trained_by_autograd_with_its_labels_and_one_message(
-    data, monkeypatch, precision
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_a_conditional_network_is_trained_by_autograd_with_its_labels_and_one_message(
+    data, network, precision
 ):
-    monkeypatch.setitem(NETWORKS, "conv", Convolutional)
-    model, messages = small_vae(network="conv"), []
-    before = model.network.classes.weight.clone()
+    model, messages = small_vae(network=network, num_classes=10), []
+    perceptron = model.network.inner if network == "conv" else model.network
+    of_labels = perceptron.decoder[0].weight[:, 4:]
+    before = of_labels.clone()
     _, records = train(data, model=model, precision=precision, epochs=8, report=messages.append)
     assert records[-1]["val/neg_elbo"] < 0.8 * records[0]["val/neg_elbo"]
-    assert not (model.network.classes.weight == before).all(dim=1).any(), "every label is used"
-    assert len(messages) == 1 and "autograd" in messages[0]
+    assert not (of_labels == before).all(dim=0).any(), "every label is used"
+    assert len(messages) == 1 and "autograd" in messages[0] and "written out" in messages[0]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("done", [1, 2, 4])
-@pytest.mark.parametrize("options", [{}, {"binarize": True}])
-def test_resumed_training_is_bit_identical(data, done, precision, options):
-    whole, records = train(data, epochs=4, precision=precision, **options)
-    model, rest = train_resumed(data, done, precision=precision, **options)
+@pytest.mark.parametrize(
+    ("options", "architecture"),
+    [({}, {}), ({"binarize": True}, {}), ({}, {"network": "conv", "num_classes": 10})],
+)
+def test_resumed_training_is_bit_identical(data, done, precision, options, architecture):
+    options = options | {"precision": precision}
+    whole, records = train(data, epochs=4, model=small_vae(**architecture), **options)
+    model, rest = train_resumed(data, done, **options, **architecture)
     assert torch.equal(weights(model), weights(whole)) and rest == records[done:]
 
 

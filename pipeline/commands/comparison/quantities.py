@@ -55,6 +55,7 @@ QUANTITIES = {
     "recall": Quantity("recall", 3, HIGHER, SCORES, "share of test images near samples"),
     "density": Quantity("density", 3, HIGHER, SCORES, "precision, less sensitive to outliers"),
     "coverage": Quantity("coverage", 3, HIGHER, SCORES, "share of test images with a sample near"),
+    "label_agreement": Quantity("label", 4, HIGHER, SCORES, "samples that are of their class"),
     "num_images": Quantity("images", 0, meaning="test images that the means are over"),
 }
 

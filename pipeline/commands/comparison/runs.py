@@ -66,10 +66,10 @@ def read_runs(chosen: Mapping[str, Experiment], root: Path) -> list[Run]:
         lock, *reports = (blobs.get((run.experiment.commit, path), b"{}") for path in FILES)
         try:
             outs = _read_lock(run, lock)
+            run.model = Path(cache.oid_to_path(outs[MODEL.as_posix()]))
             evaluation, classifier = map(json.loads, reports)
             run.metrics = evaluation.get("test", {})
             run.classifier = classifier.get("classifier", {})
-            run.model = Path(cache.oid_to_path(outs[MODEL.as_posix()]))
             _read_per_image(run, Path(cache.oid_to_path(outs[PER_IMAGE.as_posix()])))
         except UNREADABLE as error:
             run.notes.append(f"incomplete: {error}")

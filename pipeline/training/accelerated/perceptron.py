@@ -38,6 +38,8 @@ class PerceptronGradient:
         others = (type(model.likelihood), type(model.prior))
         if type(network) is not MLP or others != (Bernoulli, NormalPrior):
             raise TypeError("a gradient is written out for mlp, bernoulli and normal only")
+        if model.architecture.num_classes:
+            raise TypeError("no gradient is written out for conditional models")
         self.model = model
         self.kl_weight = torch.ones((), device=model.device)  # not read
         self.arrange = layer_type.arrange

@@ -1,0 +1,55 @@
+"""Networks: sizes of images and outputs, and what a label changes."""
+
+import itertools
+
+import pytest
+import torch
+from helpers.models import DEFAULT, documented, small_vae
+
+from pipeline.model import network as module
+from pipeline.model.network import NETWORKS, Architecture, Batch
+
+SIDES = (8, 9, 27, 28, 37, 64)
+
+
+@pytest.mark.parametrize("h_layers", [1, 2, 3, 8])
+def test_convolutions_fit_images_of_any_size(h_layers):
+    """With 8 layers a side is 1 before the last one."""
+    many = itertools.product(SIDES, SIDES) if h_layers < 8 else [(9, 8)]
+    for shape in many:
+        architecture = Architecture("conv", "bernoulli", shape, 3, 4, h_layers, "relu")
+        x = torch.rand(2, architecture.num_pixels)
+        with torch.device("meta" if h_layers == 8 else "cpu"):
+            network = NETWORKS["conv"](architecture, 2 * architecture.num_pixels)
+        x = x.to(next(network.parameters()).device)
+        mu, _ = network.encode(Batch(x))
+        assert mu.shape == (2, 3)
+        assert network.decode(mu, None).shape == (2, 2 * architecture.num_pixels)
+
+
+@torch.no_grad()
+def test_several_outputs_per_pixel_are_one_after_the_other():
+    network = NETWORKS["conv"](Architecture("conv", "", (8, 9), 3, 4, 2, "relu"), 144)
+    *_, last, _ = network.up
+    last.weight.zero_()
+    last.bias.copy_(torch.tensor([1.0, 5.0]))
+    first, second = network.decode(torch.zeros(1, 3), None).chunk(2, dim=-1)
+    assert (first == 1).all() and (second == 5).all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@torch.no_grad()
+def test_encoder_and_decoder_of_a_conditional_model_read_the_label(network):
+    x, z, y = torch.rand(1, 784).expand(3, -1), torch.ones(3, 4), torch.arange(3)
+    for num_classes, distinct in ((0, 1), (3, 3)):
+        model = small_vae(network=network, num_classes=num_classes)
+        for values in (model.encode(Batch(x, y)).mu, model.decode(z, y)):
+            assert len(values.unique(dim=0)) == distinct
+
+
+def test_the_documented_network_has_dropout_in_training_alone():
+    network = documented(module)["Residual"](Architecture(**DEFAULT), 784)
+    z = torch.ones(2, 4)
+    assert not torch.equal(network.decode(z, None), network.decode(z, None))
+    network.eval()
+    assert torch.equal(network.decode(z, None), network.decode(z, None))
