@@ -82,8 +82,8 @@ def require_executed(folder: Path) -> None:
 
 def _changed(repo: Repo) -> set[str]:
     """What differs from dvc.lock: parameters, code, stages, outputs."""
-    of_pipeline = [stage for stage in repo.index.stages if not stage.is_data_source]
-    stages = [stage for stage in of_pipeline if stage.name != "log"]
+    found = repo.index.stages  # `dvc add` makes data sources, which have no name
+    stages = [stage for stage in found if not stage.is_data_source and stage.name != "log"]
     outs = [out for stage in stages for out in stage.outs]
     cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
     changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}

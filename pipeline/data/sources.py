@@ -35,29 +35,37 @@ Read = Callable[[str], bytes]  # the name of a file to its content, maybe gzippe
 
 
 def fetch(dataset: Dataset, folder: Path) -> None:
-    """Put all files of the dataset into `folder`; intact files are not fetched again.
+    """Put all files of the dataset into `folder`, unpacked; intact files are not fetched again.
 
     Raises UserError, with one line per source, if no source has a file.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # experiments that start together download once
-        missing = [name for name in dataset.files if not _is_intact(dataset, folder / name)]
-        if not missing:
-            _report(f"all files are in {folder}")
+        _fetch_missing(dataset, folder)
+        for name in dataset.files:
+            if name.endswith(".gz"):  # always again: only the packed file can be verified
+                content = gzip.decompress((folder / name).read_bytes())
+                atomic_write(folder / name.removesuffix(".gz"), content)
+
+
+def _fetch_missing(dataset: Dataset, folder: Path) -> None:
+    missing = [name for name in dataset.files if not _is_intact(dataset, folder / name)]
+    if not missing:
+        _report(f"all files are in {folder}")
+        return
+    failures = []
+    for label, read in _sources(dataset):
+        try:
+            while missing:
+                content = _verified(dataset, missing[0], read(missing[0]))
+                atomic_write(folder / missing[0], content)
+                missing.pop(0)
+            _report(f"files from {label}, sha256 verified")
             return
-        failures = []
-        for label, read in _sources(dataset):
-            try:
-                while missing:
-                    content = _verified(dataset, missing[0], read(missing[0]))
-                    atomic_write(folder / missing[0], content)
-                    missing.pop(0)
-                _report(f"files from {label}, sha256 verified")
-                return
-            except Exception as error:  # of any kind: a server, npm or an archive may do anything
-                failures.append(f"{label}: {missing[0]}: {_reason(error)}")
-                _report(failures[-1])
+        except Exception as error:  # of any kind: a server, npm or an archive may do anything
+            failures.append(f"{label}: {missing[0]}: {_reason(error)}")
+            _report(failures[-1])
     reasons = "\n  ".join(failures)
     raise UserError(missing[0], f"no source has the file\n  {reasons}\n{HINT}")
 

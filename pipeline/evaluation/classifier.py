@@ -44,8 +44,12 @@ class Classifier(nn.Module):
     def __init__(self, image_shape: tuple[int, int], num_classes: int) -> None:
         super().__init__()
         self.image_shape, self.num_classes = image_shape, num_classes
+        to_maps: nn.Module = nn.Unflatten(1, (1, *image_shape))
+        if (smallest := min(image_shape)) < SIDE:
+            border = math.ceil((SIDE - smallest) / 2)  # black
+            to_maps = nn.Sequential(to_maps, nn.ZeroPad2d(border))
         self.body = nn.Sequential(
-            _to_maps(image_shape),
+            to_maps,
             nn.Conv2d(1, 16, 5, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(16), nn.ReLU(),
             nn.Conv2d(16, 32, 3, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(32), nn.ReLU(),
             nn.Conv2d(32, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
@@ -59,16 +63,6 @@ class Classifier(nn.Module):
         """Images [B, D] in [0, 1] → features [B, F], logits [B, num_classes]."""
         features = self.body(x)
         return features, self.head(features)
-
-
-def _to_maps(image_shape: tuple[int, int]) -> nn.Module:
-    """Flat images [B, D] → [B, 1, H, W], with black borders if they are smaller than SIDE."""
-    unflatten = nn.Unflatten(1, (1, *image_shape))
-    missing = [max(0, SIDE - side) for side in image_shape]
-    if not any(missing):
-        return unflatten
-    (top, bottom), (left, right) = ((gap // 2, gap - gap // 2) for gap in missing)
-    return nn.Sequential(unflatten, nn.ZeroPad2d((left, right, top, bottom)))
 
 
 def new_classifier(image_shape: tuple[int, int], num_classes: int) -> Classifier:

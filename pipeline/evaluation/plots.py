@@ -38,7 +38,6 @@ matplotlib.rcParams |= {
     "savefig.dpi": 130,
 }
 WIDTH = 7.0  # inches
-LEGEND = 20  # labels that a legend has at most
 
 
 def draw_rows(
@@ -81,7 +80,7 @@ def draw_codes(mu: Tensor, labels: Tensor, path: Path) -> None:
     for label in classes:
         x, y = points[labels == label].T.numpy()
         axes.plot(x, y, ".", markersize=2, alpha=0.5, label=label)
-    if 1 < len(classes) <= LEGEND:
+    if 1 < len(classes) <= 2 * len(COLORS):
         legend = axes.legend(title="label", markerscale=6, bbox_to_anchor=(1, 1), loc="upper left")
         for handle in legend.get_lines():
             handle.set_alpha(1)

@@ -4,9 +4,6 @@ The original files stay in data/raw under the repository's root, a cache for all
 user's own images are read from data/own.
 """
 
-import tempfile
-from pathlib import Path
-
 from pipeline.data.catalog import OWN_IMAGES, Dataset, find_dataset
 from pipeline.data.datasets import Splits, save_dataset
 from pipeline.data.own import read_own
@@ -32,18 +29,11 @@ def read_original(dataset: Dataset) -> Splits:
     fetch(dataset, raw)
     # Its datasets would prefer what older versions left in `processed` beside the verified files.
     from torchvision.datasets.mnist import read_image_file, read_label_file  # noqa: PLC0415 (1.2 s)
-    from torchvision.datasets.utils import extract_archive  # noqa: PLC0415
 
     splits: Splits = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in dataset.files:
-            if name.endswith(".gz"):
-                extract_archive(str(raw / name), scratch)
-            else:
-                Path(scratch, name).symlink_to(raw / name)
-        for split, prefix in (("train", "train"), ("test", "t10k")):
-            images = read_image_file(f"{scratch}/{prefix}-images-idx3-ubyte")
-            splits[split] = images, read_label_file(f"{scratch}/{prefix}-labels-idx1-ubyte")
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images = read_image_file(str(raw / f"{prefix}-images-idx3-ubyte"))
+        splits[split] = (images, read_label_file(str(raw / f"{prefix}-labels-idx1-ubyte")))
     return splits
 
 

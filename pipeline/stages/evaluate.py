@@ -42,7 +42,7 @@ def main() -> None:
     """Read model, classifier and test split; write metrics, tables and figures."""
     params = load_params()
     device = prepare_device(params.device)
-    split = load_split(paths.DATASET, "test", params.binarize)
+    train, split = (load_split(paths.DATASET, name, params.binarize) for name in ("train", "test"))
     model = load_vae(paths.MODEL).to(device)
     cores = share_of_cores(torch.get_num_threads())
 
@@ -74,7 +74,7 @@ def main() -> None:
         steps = (  # the longest first
             pool.submit(compare_samples, model),
             pool.submit(describe_code, model, split, posterior),
-            pool.submit(predict_labels, model, split, posterior, params),
+            pool.submit(predict_labels, model, train, split, posterior),
             pool.submit(describe_bounds, model, split, recons, evidence, params.eval_samples),
         )
     for step in steps:
@@ -126,14 +126,11 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
     return summary(parts) | {"active_units": int(active.sum())}
 
 
-def predict_labels(
-    model: VAE, split: Split, posterior: Posterior, params: Params
-) -> dict[str, float]:
+def predict_labels(model: VAE, train: Split, test: Split, posterior: Posterior) -> dict[str, float]:
     """Accuracy of classifiers trained on the training images' μ at predicting the label, if any."""
-    if not split.has_labels:
+    if not test.has_labels:
         return {}
-    train = load_split(paths.DATASET, "train", params.binarize)
-    codes = (bounds.encode(model, train).mu, train.labels, posterior.mu, split.labels)
+    codes = (bounds.encode(model, train).mu, train.labels, posterior.mu, test.labels)
     return summary({name: probe.correct(name, *codes) for name in probe.PROBES})
 
 
@@ -166,8 +163,9 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
         "binarization": digest(binarize(split.images)),
         "likelihood": model.likelihood.name,
     }
-    if model.likelihood.measure:
-        protocol["measure"] = model.likelihood.measure
+    is_gray = params.binarize == "none"
+    if measure := model.likelihood.measure if is_gray else "binary pixels":
+        protocol["measure"] = measure
     table = pyarrow.table({name: values.float().numpy() for name, values in columns.items()})
     about = {"protocol": json.dumps(protocol, sort_keys=True), "model": sha256_file(paths.MODEL)}
     table = table.replace_schema_metadata(about)

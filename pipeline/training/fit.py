@@ -8,8 +8,9 @@ a GPU never waits for the CPU.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,8 +67,8 @@ def fit(
     """
     model, device = optimizer.model, optimizer.model.device
     shape = (len(train.images), objective.num_samples, model.z_dim)
-    pixels = train.images.shape if binarize else torch.Size([0])
-    order, eps, limits = _draw_epoch(shape, pixels, seed, epochs.start)
+    draw = partial(_draw_epoch, shape, train.images.shape if binarize else (0,), seed)
+    order, eps, limits = draw(epochs.start)
     gradient = _choose_gradient(optimizer, objective, train, batch_size, report)
     steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
     shuffled = torch.empty_like(train.images)
@@ -83,8 +84,7 @@ def fit(
             optimizer.working.train()
             terms = _concatenate([steps(*part) for part in parts])
         model.eval()
-        # While a GPU is still busy.
-        order, eps, limits = _draw_epoch(shape, pixels, seed, epoch + 1)
+        order, eps, limits = draw(epoch + 1)  # while a GPU is still busy
         _check_finite(model, terms, epoch, batch_size)
         means = _means("train", terms) | _means("val", _validate(model, val))
         means["epoch"] = epoch
@@ -137,7 +137,7 @@ def _as_graphs(steps: Steps, optimizer: Optimizer) -> Steps:
 
 
 def _draw_epoch(
-    shape: tuple[int, int, int], pixels: torch.Size, seed: int, epoch: int
+    shape: tuple[int, int, int], pixels: Sequence[int], seed: int, epoch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The order of the images of an epoch, their noise [N, S, Z] in that order, and thresholds."""
     order = permutation(shape[0], seed, "shuffle", epoch)

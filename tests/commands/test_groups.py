@@ -111,7 +111,8 @@ def test_two_densities_of_one_measure_are_compared():
 
 def test_different_likelihoods_are_ranked_by_the_binarized_images():
     laplace = run("l", -5, likelihood="laplace", protocol=PROTOCOL | {"likelihood": "laplace"})
-    binary = run("b", -5, binarize="fixed", protocol=PROTOCOL | {"images": "b"})
+    protocol = PROTOCOL | {"images": "b", "measure": "binary pixels"}
+    binary = run("b", -5, binarize="fixed", protocol=protocol)
     for other in (laplace, binary):
         assert compare([run("HEAD"), other], "HEAD").leading == "nll_binarized"
     old = run("old", z_dim=2)

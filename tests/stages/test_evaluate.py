@@ -151,6 +151,7 @@ def test_binary_images_are_measured_if_training_uses_them(finished):
     protocol = json.loads(table.schema.metadata[b"protocol"])
     binary = digest(binarize(load_split(paths.DATASET, "test").images))
     assert protocol["images"] == protocol["binarization"] == binary
+    assert protocol["measure"] == "binary pixels"
     assert metrics["nll"] == pytest.approx(metrics["nll_binarized"], rel=1e-3)
     same = ("nll_binarized", "frechet_distance", "precision", "coverage")
     assert [metrics[name] for name in same] == [before[name] for name in same]

@@ -129,8 +129,8 @@ def summarize(counted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def leading_metric(counted: pd.DataFrame, mean: pd.DataFrame, baseline: str) -> str:
     """Return the metric that ranks: densities of different measures are not comparable."""
-    measures = {_measure(run) for run in counted["run"] if _measure(run)[0]}
-    candidates = ["nll", "neg_elbo"] if len(measures) < 2 else ["nll_binarized"]
+    measures = {run.protocol.get("measure", run.params.get("likelihood")) for run in counted["run"]}
+    candidates = ["nll", "neg_elbo"] if len(measures - {None}) < 2 else ["nll_binarized"]
     shared = mean.loc[:, mean.count() > min(1, len(mean) - 1)]
     measured = shared.loc[baseline].dropna().index
     return str(pd.Index(candidates).intersection(measured, sort=False).append(measured)[0])
@@ -148,20 +148,13 @@ def difference_table(counted: pd.DataFrame, baseline: str) -> pd.DataFrame:
 def per_image(runs: Sequence[Run], column: str, base: Run) -> Array:
     """Return the values [seeds, images] of the runs that can be compared with `base`.
 
-    They have the same images and are of the same density. The binarization is of the gray images
-    and of those that are binarized already.
+    They have the same images and are of the same density; gray and binary images have the same
+    binarization.
     """
     keys = MEASURED.get(column, ("images", "measure"))
     wanted = [base.protocol.get(key) for key in keys]
     alike = [run for run in runs if [run.protocol.get(key) for key in keys] == wanted]
     return np.array([run.per_image[column] for run in alike if column in run.per_image])
-
-
-def _measure(run: Run) -> tuple[object, bool]:
-    """What −log p(x) is a density of, and whether pixels are binary."""
-    likelihood = run.params.get("likelihood")
-    is_binary = run.params.get("binarize", "none") != "none"
-    return run.protocol.get("measure", likelihood), is_binary
 
 
 def _text(values: object) -> str:
