@@ -57,6 +57,15 @@ def test_an_experiment_becomes_a_run_beside_that_of_repro(repo):
     assert set(repo.runs()) == set(runs)
 
 
+def test_a_likelihood_is_measured_beside_the_bound_of_the_evaluation(repo):
+    """Both are upper bounds; that of annealed importance sampling is the tighter one here."""
+    output = repo.pipeline("likelihood", "HEAD", "--images", "30")
+    assert "30 test images" in output
+    assert float(re.search(r"([-\d.]+) \+/- [\d.]+ above it", output)[1]) > 0
+    error = repo.pipeline("likelihood", "HEAD", "--images", "1", ok=False)
+    assert error.startswith("--images: must be")
+
+
 def test_two_queued_experiments_become_two_runs(repo):
     """In folders of their own, which are deleted afterwards."""
     repo.run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "learning_rate=1e-5,1e-2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.commands.comparison.choice import find_model
+from pipeline.commands.comparison.choice import read_run
 from pipeline.errors import UserError
 from pipeline.figures.grids import save_grid
 from pipeline.figures.samples import generate
@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("-n", f"must be 1 ... {MAX_IMAGES} (got {n})")
     if path.suffix != ".png":
         raise UserError(path, "must end in .png")
-    model = load_vae(find_model(arguments.exp, home()))
+    model = load_vae(read_run(arguments.exp, home()).model)
     labels = choose_labels(model.architecture.num_classes, arguments.label, n)
     save_grid(generate(model, labels, arguments.seed), model.architecture.image_shape, path)
     about = "" if arguments.label is None else f" of class {arguments.label}"

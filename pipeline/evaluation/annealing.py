@@ -13,15 +13,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from pipeline.data.datasets import Split
+from pipeline.evaluation.bounds import in_order, select
+from pipeline.evaluation.importance import draw_labels
 from pipeline.model.network import Batch
 from pipeline.model.objective import reparameterize
 from pipeline.model.vae import VAE
+from pipeline.runtime.randomness import PROTOCOL_SEED, generator
 
+CHAINS = 10  # per image
+STEPS = 100  # from q(z|x) to the posterior
 LEAPFROGS = 10  # per step
 ACCEPTANCE = 0.65  # that the step sizes aim at (Neal 2011, "MCMC using Hamiltonian dynamics")
 ADAPTATION = 1.05  # factor of a step size that is too small
 FIRST_STEP = 0.1
+CHUNK = 20  # images computed at a time
 
 
 class State(NamedTuple):
@@ -42,14 +50,14 @@ class AnnealedChains:
             self.prior = model.p_z()
 
     def log_weights(
-        self, generator: torch.Generator, step_sizes: Tensor | None = None
+        self, noise: torch.Generator, step_sizes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(log weight [R], step sizes [T, R, 1]) of chains with new noise.
 
         step_sizes: those of an earlier call. Without them they adapt to what is accepted; such
         chains depend on their own past, so their weights are of no use as an estimate.
         """
-        state = self._evaluate(_noise(self.posterior.mu, generator))
+        state = self._evaluate(_normal(self.posterior.mu, noise))
         total = torch.zeros_like(state.log_w)
         step = torch.full_like(total, FIRST_STEP).unsqueeze(1)
         used = []
@@ -57,17 +65,17 @@ class AnnealedChains:
             total += (beta - before) * state.log_w
             step = step if step_sizes is None else step_sizes[t]
             used.append(step)
-            state, accepted = self._move(state, beta, step, generator)
+            state, accepted = self._move(state, beta, step, noise)
             if step_sizes is None:
                 rate = torch.where(accepted, 1 - ACCEPTANCE, -ACCEPTANCE)
                 step = step * ADAPTATION ** rate.unsqueeze(1)
         return total, torch.stack(used)
 
     def _move(
-        self, start: State, beta: Tensor, step: Tensor, generator: torch.Generator
+        self, start: State, beta: Tensor, step: Tensor, noise: torch.Generator
     ) -> tuple[State, Tensor]:
         """One step of Hamiltonian Monte Carlo that leaves q w^β invariant."""
-        momentum = _noise(start.u, generator)
+        momentum = _normal(start.u, noise)
         before = _energy(start, momentum, beta)
         state = start
         for _ in range(LEAPFROGS):
@@ -75,7 +83,7 @@ class AnnealedChains:
             state = self._evaluate(state.u + step * momentum)
             momentum = momentum + 0.5 * step * (beta * state.gradient - state.u)
         log_ratio = before - _energy(state, momentum, beta)
-        uniform = torch.rand(len(log_ratio), generator=generator).to(log_ratio)
+        uniform = torch.rand(len(log_ratio), generator=noise).to(log_ratio)
         accepted = uniform.log() < log_ratio  # never, if it is NaN
         chosen = [
             torch.where(accepted.view(-1, *[1] * (new.dim() - 1)), new, old)
@@ -94,25 +102,46 @@ class AnnealedChains:
         return State(u.detach(), log_w.detach(), gradient)
 
 
+def evidence(model: VAE, split: Split, workers: int) -> Tensor:
+    """The bound of −log p(x) of each image, [N], on the CPU, with a progress bar.
+
+    On the CPU `workers` chunks are computed at a time; the results do not depend on it.
+    """
+
+    def compute(first: int) -> Tensor:
+        batch = select(split, slice(first, first + CHUNK), model.device)
+        images = range(first, first + len(batch.x))
+        noise = generator(PROTOCOL_SEED, "annealing", first)
+        return neg_log_evidence(model, batch, images, noise).cpu()
+
+    starts = range(0, len(split.images), CHUNK)
+    chunks = in_order(compute, starts, workers if model.device.type == "cpu" else 1)
+    progress = tqdm(chunks, "-log p(x)", len(starts), unit=f"x{CHUNK} images", disable=None)
+    return torch.cat(list(progress))
+
+
 @torch.no_grad()
 def neg_log_evidence(
-    model: VAE, batch: Batch, num_chains: int, num_steps: int, generator: torch.Generator
-) -> Tensor:
-    """The bound of −log p(x) from S chains of T steps: [B], in nats.
+    model: VAE, batch: Batch, images: range, noise: torch.Generator, *,
+    num_chains: int = CHAINS, num_steps: int = STEPS,
+) -> Tensor:  # fmt: skip
+    """The bound of −log p(x) from S chains of T steps for each of the images: [B], in nats.
 
     The step sizes come from one more chain for each image, whose weight is not used.
     """
     betas = torch.linspace(0, 1, num_steps + 1).to(batch.x)
-    _, step_sizes = AnnealedChains(model, batch, betas).log_weights(generator)
+    _, step_sizes = AnnealedChains(model, batch, betas).log_weights(noise)
     rows = torch.arange(len(batch.x)).repeat_interleave(num_chains)
-    repeated = Batch(batch.x[rows], None if batch.y is None else batch.y[rows])
-    chains = AnnealedChains(model, repeated, betas)
-    log_w, _ = chains.log_weights(generator, step_sizes[:, rows])
+    labels = draw_labels(model, batch, num_chains, images).y
+    if labels is not None:
+        labels = labels.view(len(images), -1).expand(-1, num_chains).flatten()
+    chains = AnnealedChains(model, Batch(batch.x[rows], labels), betas)
+    log_w, _ = chains.log_weights(noise, step_sizes[:, rows])
     return math.log(num_chains) - log_w.view(-1, num_chains).logsumexp(dim=1)
 
 
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator).to(like)
+def _normal(like: Tensor, noise: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=noise).to(like)
 
 
 def _energy(state: State, momentum: Tensor, beta: Tensor) -> Tensor:

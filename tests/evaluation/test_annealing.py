@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from helpers.models import small_vae
+from helpers.models import show_labels, small_vae
 from torch.distributions import MultivariateNormal
 
+from pipeline.data.datasets import Split
 from pipeline.evaluation import annealing
-from pipeline.evaluation.annealing import neg_log_evidence
+from pipeline.evaluation.annealing import evidence, neg_log_evidence
 from pipeline.evaluation.importance import log_weights, neg_log_mean, noise
 from pipeline.evaluation.reconstruction import bernoulli
 from pipeline.model.likelihood import Likelihood
@@ -46,7 +47,9 @@ def test_it_equals_log_p_of_a_linear_gaussian_model(linear):
     mean = (last.weight @ first.bias + last.bias).detach()
     covariance = weight @ weight.T + SIGMA**2 * torch.eye(12, dtype=torch.float64)
     exact = -MultivariateNormal(mean, covariance).log_prob(batch.x)
-    bound = neg_log_evidence(model, batch, 300, 300, generator(0, "test"))
+    bound = neg_log_evidence(
+        model, batch, range(8), generator(0, "test"), num_chains=300, num_steps=300
+    )
     assert (bound - exact).abs().mean() < 0.02
     # As many draws from the encoder's q are further away.
     plain = log_weights(model, batch, noise(300, 3, range(8)).double(), _recon(model))
@@ -65,7 +68,9 @@ def test_it_is_below_the_bound_of_a_mixture_and_a_perceptron(linear):
     with torch.no_grad():
         model.network.decoder[0].weight *= 3
     many = log_weights(model, batch, noise(50_000, 3, range(8)).double(), bernoulli, 1.4)
-    bound = neg_log_evidence(model, batch, 300, 200, generator(0, "test"))
+    bound = neg_log_evidence(
+        model, batch, range(8), generator(0, "test"), num_chains=300, num_steps=200
+    )
     assert (bound - neg_log_mean(many, 50_000)).abs().mean() < 0.02
 
 
@@ -92,3 +97,27 @@ def test_a_step_leaves_its_distribution_invariant(linear):
     error = posterior.variance.sqrt() / math.sqrt(20_000)
     assert ((moved.mean(dim=0) - center).abs() < 4 * error).all()
     torch.testing.assert_close(moved.T.cov(), posterior.covariance_matrix, rtol=0.06, atol=0.002)
+
+
+def test_the_images_may_be_computed_in_any_order():
+    model = small_vae(image_shape=(3, 4))
+    images = torch.randint(0, 256, (25, 12), generator=generator(5, "test")).byte()
+    split = Split(images, torch.zeros(25), (3, 4))
+    assert torch.equal(evidence(model, split, 1), evidence(model, split, 2))
+
+
+def test_the_chains_of_a_conditional_model_have_all_labels():
+    """The mean over labels of p(x|y): a decoder that ignores z, so every weight is p(x|y)."""
+    model = small_vae(image_shape=(3, 4), num_classes=4).double()
+    show_labels(model)
+    x = torch.rand(2, 12, generator=generator(6, "test"), dtype=torch.float64)
+    batch = Batch(x, torch.zeros(2, dtype=torch.int64))
+    with torch.no_grad():
+        for parameter in model.network.encoder[-1].parameters():
+            parameter.zero_()
+    outputs = torch.arange(4.0).double().view(4, 1).expand(4, 12)
+    log_p = -torch.stack([model.likelihood.neg_log_prob(outputs, image) for image in x])
+    found = neg_log_evidence(
+        model, batch, range(2), generator(0, "test"), num_chains=8, num_steps=3
+    )
+    torch.testing.assert_close(found, math.log(4) - log_p.logsumexp(dim=1))

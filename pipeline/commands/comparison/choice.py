@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.commands.comparison.runs import read_runs
+from pipeline.commands.comparison.runs import Run, read_runs
 from pipeline.commands.comparison.tables import ascii_text
 from pipeline.errors import UserError
 from pipeline.runtime.git import Experiment, experiments, head, workspace
@@ -43,8 +43,8 @@ def command(entry: Experiment) -> str:
     return f"git checkout {entry.commit[:10]} && dvc checkout" if in_git else ""
 
 
-def find_model(name: str, root: Path) -> Path:
-    """Return the model file of a run, in DVC's cache. Raises UserError if it is not there.
+def read_run(name: str, root: Path) -> Run:
+    """Return a run whose model is in DVC's cache. Raises UserError if it is not there.
 
     A workspace without results of its own has those of HEAD.
     """
@@ -57,4 +57,4 @@ def find_model(name: str, root: Path) -> Path:
         first = f"`{restore}`, then " if restore else ""
         message = f"its model is not in DVC's cache; run {first}`dvc pull` or `dvc repro`"
         raise UserError(ascii_text(name), message)
-    return run.model
+    return run
