@@ -4,6 +4,7 @@ Nothing is coerced and nothing is ignored: a misspelled key is an error, never a
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ NOT_IN_RESULTS = frozenset({"device", "sample_every"})
 
 
 # A parameter that is not at its default, and what it needs another one to be.
-NEEDS: dict[str, tuple[str, tuple[object, ...]]] = {
+NEEDS: dict[str, tuple[str, Sequence[object]]] = {
     "prior_components": ("prior", ("mixture", "vamp")),
     "beta": ("objective", ("elbo",)),
     "warmup_epochs": ("objective", ("elbo",)),
@@ -27,6 +28,7 @@ NEEDS: dict[str, tuple[str, tuple[object, ...]]] = {
     "sigma": ("likelihood", ("gaussian",)),
     "binarize": ("likelihood", ("bernoulli",)),
     "conditional": ("prior", ("normal", "mixture")),
+    "patience": ("val_size", range(1, 50_001)),
 }
 
 
@@ -60,6 +62,9 @@ class Params(BaseModel):
     num_epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=1, le=60_000)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    patience: Annotated[int, Field(ge=0, le=100_000)] = 0
     precision: Literal["float32", "bfloat16"]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$")]

@@ -33,6 +33,11 @@ SMALL = {
     "precision": "float32", "seed": 0, "device": "cpu", "sample_every": 2, "eval_samples": 20,
     "eval_proposal_scale": 1.4,
 }  # fmt: skip
+# Every option of the optimizer; the training stops before its last epoch.
+EARLY = {
+    "learning_rate": 0.1, "lr_schedule": "cosine", "weight_decay": 0.1, "num_epochs": 40,
+    "patience": 2,
+}  # fmt: skip
 
 
 def pytest_addoption(parser):

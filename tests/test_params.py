@@ -122,6 +122,7 @@ UNFIT = {  # a value that leaves the key without meaning
     "warmup_epochs": ("objective", "dreg"), "free_bits": ("objective", "iwae"),
     "sigma": ("likelihood", "bernoulli"), "binarize": ("likelihood", "gaussian"),
     "conditional": ("prior", "vamp"),
+    "patience": ("val_size", 0),
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from pipeline.runtime.files import sha256_file, write_output
 from pipeline.runtime.fingerprint import fingerprint, provenance
 from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.pending_run import follow_training
+from pipeline.training.best_epoch import BestEpoch
 from pipeline.training.checkpoint import Checkpoint, CheckpointFile
 from pipeline.training.fit import Record, columns, fit
 from pipeline.training.gradient import MAX_THREADS
@@ -48,7 +49,11 @@ def main() -> None:
     _, shown = hold_out(split, min(NUM_SAMPLES, len(split.images)))
     model = build_model(params, split).to(device)
     objective = chosen(Objective, params)
-    optimizer = Optimizer(model, params.learning_rate, params.precision)
+    optimizer = Optimizer(
+        model, params.learning_rate, params.precision, lr_schedule=params.lr_schedule,
+        num_epochs=params.num_epochs, weight_decay=params.weight_decay,
+    )  # fmt: skip
+    best = BestEpoch(model, params.patience)
     origin = provenance(params.model_dump(), device_name(device))
     key = fingerprint(origin, params.model_dump())
     origin["splits"] = {"training": describe(train)}
@@ -58,25 +63,28 @@ def main() -> None:
     print(f"train: {len(train.images)} images, {params.val_size} held out, on {device}")
     file = CheckpointFile(key, report)
     checkpoint = file.load() or Checkpoint(0, {}, {})
-    prepare_outputs(checkpoint, optimizer, columns(objective), shown)
+    names = columns(objective, params.lr_schedule)
+    prepare_outputs(checkpoint, optimizer, best, names, shown)
     epochs = range(checkpoint.epoch + 1, params.num_epochs + 1)
     records = fit(
         optimizer, train, val, epochs,
         batch_size=params.batch_size, seed=params.seed, objective=objective,
-        binarize=is_dynamic, report=report,
+        binarize=is_dynamic, best=best, report=report,
     )  # fmt: skip
     with follow_training(key, origin) as pending_run:
         try:
-            for epoch in write_epochs(records, epochs, params, model, shown):
+            for epoch in write_epochs(records, epochs, params, best, shown):
                 if file.is_due():
-                    file.save(Checkpoint(epoch, optimizer.state(), written_files()))
+                    state = optimizer.state() | best.state
+                    file.save(Checkpoint(epoch, state, written_files()))
         except DivergenceError:
             file.remove()  # the training would diverge again from there
             raise
         save_vae(model, MODEL, origin)
         pending_run.finish(sha256_file(MODEL))
     file.remove()
-    print(f"train: wrote {MODEL}, {HISTORY} and {SAMPLES}/")
+    weights = f"the weights of epoch {best.epoch} as " if params.patience else ""
+    print(f"train: wrote {weights}{MODEL}, {HISTORY} and {SAMPLES}/")
 
 
 def split_images(split: Split, val_size: int) -> tuple[Split, Split]:
@@ -105,7 +113,7 @@ def chosen(kind: Any, params: Params, **others: object) -> Any:
 
 
 def prepare_outputs(
-    checkpoint: Checkpoint, optimizer: Optimizer, names: list[str], shown: Split
+    checkpoint: Checkpoint, optimizer: Optimizer, best: BestEpoch, names: list[str], shown: Split
 ) -> None:
     """Restore the state and files of the checkpoint, or write the files of an untrained model."""
     with writing(SAMPLES):
@@ -117,24 +125,27 @@ def prepare_outputs(
         return
     checkpoint.restore_files()
     optimizer.restore(checkpoint.tensors)
+    best.restore(checkpoint.tensors)
     report(f"resuming after epoch {checkpoint.epoch}")
 
 
 def write_epochs(
-    records: Iterator[Record], epochs: range, params: Params, model: VAE, shown: Split
+    records: Iterator[Record], epochs: range, params: Params, best: BestEpoch, shown: Split
 ) -> Iterator[int]:
     """Train, and write what belongs to each epoch; then yield its number."""
     threads = min(torch.get_num_threads(), MAX_THREADS)
     set_threads(share_of_cores(threads))
-    last = params.num_epochs
+    total = params.num_epochs
     done = epochs.start - 1
-    with tqdm(records, total=last, initial=done, unit="epoch", disable=None) as progress:
-        for epoch, record in zip(epochs, progress, strict=True):
+    with tqdm(records, total=total, initial=done, unit="epoch", disable=None) as progress:
+        for epoch, record in enumerate(progress, epochs.start):
+            last = epoch if best.stops(epoch) else total
+            progress.total = last
             set_threads(share_of_cores(threads))  # other experiments start and end
             progress.set_postfix_str(losses(record))
             # Before the line of the history: whoever reads that finds the pictures of its epoch.
             if epoch % params.sample_every == 0 or epoch == last:
-                save_samples(model, shown, epoch)
+                save_samples(best.model, shown, epoch)
                 progress.write(f"train: epoch {epoch}/{last}: {losses(record)}")
             append(record)
             yield epoch

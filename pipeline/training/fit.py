@@ -22,6 +22,7 @@ from pipeline.model.vae import VAE
 from pipeline.runtime.device import limited_threads, one_thread
 from pipeline.runtime.finite import DivergenceError, check_finite
 from pipeline.runtime.randomness import PROTOCOL_SEED, permutation, seeded, standard_normal
+from pipeline.training.best_epoch import BestEpoch
 from pipeline.training.gradient import AutogradGradient, Gradient
 from pipeline.training.optimizer import Optimizer
 
@@ -34,10 +35,11 @@ Report = Callable[[str], None]
 Steps = Callable[[Tensor, Tensor, Tensor], ElboTerms]  # images [N, D], labels [N], ε [N, S, Z]
 
 
-def columns(objective: Objective) -> list[str]:
-    """The columns of history.csv. The loss has one if it is not −ELBO."""
+def columns(objective: Objective, lr_schedule: str = "constant") -> list[str]:
+    """The columns of history.csv. The loss has one if it is not −ELBO, a rate that changes too."""
     trained = TERMS if objective == NEG_ELBO else (*TERMS, "loss")
-    return ["epoch", *(f"train/{term}" for term in trained), *(f"val/{term}" for term in TERMS)]
+    first = ["epoch"] if lr_schedule == "constant" else ["epoch", "lr"]
+    return [*first, *(f"train/{term}" for term in trained), *(f"val/{term}" for term in TERMS)]
 
 
 def fit(
@@ -50,12 +52,14 @@ def fit(
     seed: int,
     objective: Objective = NEG_ELBO,
     binarize: bool = False,
+    best: BestEpoch | None = None,
     report: Report = print,
 ) -> Iterator[Record]:
     """Train the optimizer's model in place; yield a record with `columns` after every epoch.
 
     epochs: their numbers, the first of a training being 1. In a resumed training those that the
     state of the optimizer does not include.
+    best: may stop the training; after the last epoch the model has the weights of the best one.
     train, val: on the device of the model. `val` may be empty; its columns are then NaN.
     A record has the means over images, in nats. `train/...` are of the estimates that the steps of
     the epoch used, `val/...` use the same noise after each epoch. The last batch of an epoch may be
@@ -66,6 +70,7 @@ def fit(
     weight is no longer finite, and after the last if the variances of q(z|x) are not.
     """
     model, device = optimizer.model, optimizer.model.device
+    best = best or BestEpoch(model)
     shape = (len(train.images), objective.num_samples, model.z_dim)
     draw = partial(_draw_epoch, shape, train.images.shape if binarize else (0,), seed)
     order, eps, limits = draw(epochs.start)
@@ -73,6 +78,11 @@ def fit(
     steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
     shuffled = torch.empty_like(train.images)
     for epoch in epochs:
+        if best.stops(epoch - 1):
+            reason = f"no better validation for {best.patience} epochs"
+            report(f"stopped after epoch {epoch - 1}: {reason}")
+            return
+        rate = optimizer.begin_epoch(epoch)
         gradient.kl_weight.fill_(objective.kl_weight(epoch))
         order = order.to(device)
         images = above(train.images, limits.to(device)) if binarize else train.images
@@ -87,11 +97,13 @@ def fit(
         order, eps, limits = draw(epoch + 1)  # while a GPU is still busy
         _check_finite(model, terms, epoch, batch_size)
         means = _means("train", terms) | _means("val", _validate(model, val))
-        means["epoch"] = epoch
-        record = {name: means[name] for name in columns(objective)}
+        means |= {"epoch": epoch, "lr": rate}
+        record = {name: means[name] for name in columns(objective, optimizer.lr_schedule)}
         if len(val.images) and not math.isfinite(record["val/neg_elbo"]):
             raise DivergenceError(f"the loss in epoch {epoch}, validation,")
-        if epoch == epochs[-1]:
+        best.update(epoch, record["val/neg_elbo"])
+        if epoch == epochs[-1] or best.stops(epoch):
+            best.load()
             _check_posterior(model, train)
         yield record
 

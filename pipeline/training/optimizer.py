@@ -1,4 +1,7 @@
-"""Adam (Kingma & Ba 2015) on float32 weights, also if the matrix products are in bfloat16."""
+"""Adam (Kingma & Ba 2015) on float32 weights, also if the matrix products are in bfloat16.
+
+Weight decay is decoupled from the gradient: AdamW (Loshchilov & Hutter 2019).
+"""
 
 import copy
 from collections.abc import Mapping
@@ -9,6 +12,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from pipeline.model.vae import VAE
+from pipeline.training.schedule import SCHEDULES
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -26,21 +30,40 @@ class Optimizer:
 
     working: in float32 the model itself, in bfloat16 a copy of it that follows each update, with
     the same likelihood.
+    learning_rate: multiplied by the factor of `lr_schedule` for each of `num_epochs` epochs.
     """
 
-    def __init__(self, model: VAE, learning_rate: float, precision: str = "float32") -> None:
+    def __init__(
+        self, model: VAE, learning_rate: float, precision: str = "float32", *,
+        lr_schedule: str = "constant", num_epochs: int = 1, weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
         self.model = model
         dtype = PRECISIONS[precision]
         self.working = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         # Decoder outputs are float32 again, and a running average would stand still in bfloat16.
         self.working.likelihood = model.likelihood
+        self.lr_schedule = lr_schedule
+        self._num_epochs = num_epochs
+        self._weight_decay = weight_decay
         self._learning_rate = learning_rate
+        # A CUDA graph reads a rate on the device, as float32, at every launch. One on the CPU stays
+        # what it was when the graph was recorded.
+        self._rate = torch.tensor(learning_rate, dtype=torch.float64)
+        if model.device.type == "cuda" and lr_schedule != "constant":
+            self._rate = self._rate.to(model.device, torch.float32)
         self._moments = [
             Moments(
                 torch.zeros_like(each), torch.zeros_like(each), torch.zeros((), device=each.device)
             )
             for each in model.parameters()
         ]
+
+    def begin_epoch(self, epoch: int) -> float:
+        """Use the learning rate of this epoch, the first being 1, and return it."""
+        done = (epoch - 1) / self._num_epochs
+        rate = self._learning_rate * SCHEDULES[self.lr_schedule](done)
+        self._rate.fill_(rate)
+        return rate
 
     @torch.no_grad()
     def step(self) -> None:
@@ -68,8 +91,8 @@ class Optimizer:
             parameters, gradients, averages, squares, [], steps,
             fused=True,
             capturable=self.model.device.type == "cuda",  # a CUDA graph may contain it then
-            amsgrad=False, maximize=False, lr=self._learning_rate,
-            beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0,
+            amsgrad=False, maximize=False, lr=self._rate, beta1=0.9, beta2=0.999, eps=1e-8,
+            decoupled_weight_decay=True, weight_decay=self._weight_decay,
         )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:

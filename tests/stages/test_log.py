@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, error_about, set_params
+from conftest import EARLY, ROOT, error_about, set_params
 from filelock import FileLock
 from helpers import mlflow_contents as contents
 from helpers.failing_servers import KINDS
@@ -25,7 +25,7 @@ from pipeline.runtime import git
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
-from pipeline.stages import log
+from pipeline.stages import evaluate, log, train
 from pipeline.tracking import log_run, upload
 from pipeline.tracking.client import experiments_of
 from pipeline.tracking.results import read_results
@@ -86,6 +86,16 @@ def test_run_has_the_contents_of_the_files(loggable, monkeypatch, capsys):
     assert f"/#/experiments/1/runs/{run.info.run_id}?workflowType=machine_learning" in output
     tags = client.get_experiment("1").tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_run_of_a_training_that_stopped_early_has_its_epochs_and_rates(loggable):
+    set_params(loggable, EARLY)
+    for stage in (train, evaluate, log):
+        stage.main()
+    client, run = contents.only_run(loggable)
+    expected = points_of_files()
+    assert contents.points(client, run) == expected
+    assert 1 < len(expected["lr"]) < EARLY["num_epochs"]
 
 
 def test_pictures_sort_behind_curves_and_tables_of_runs_name_no_machine(loggable):

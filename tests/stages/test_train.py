@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, error_about, set_params
+from conftest import EARLY, ROOT, error_about, set_params
 from helpers.models import DEFAULT
 from PIL import Image
 
 from pipeline import paths
-from pipeline.data.datasets import digest, load_split, save_dataset
+from pipeline.data.datasets import digest, hold_out, load_split, save_dataset
 from pipeline.errors import UserError
 from pipeline.model.objective import NEG_ELBO
+from pipeline.model.vae import load_vae
 from pipeline.runtime.files import checkpoint_path, sha256_file
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.runtime.tensor_file import read_header
@@ -119,6 +120,24 @@ def test_without_validation_the_history_has_nan_in_the_same_columns(workplace):
     assert empty == [name for name in columns(NEG_ELBO) if name.startswith("val/")]
 
 
+def test_a_training_that_stops_early_writes_its_best_model_and_the_pictures_of_it(
+    workplace, capsys
+):
+    set_params(workplace, EARLY)
+    train.main()
+    history, output = pd.read_csv(paths.HISTORY), capsys.readouterr()
+    best, last = 1 + history["val/neg_elbo"].argmin(), len(history)
+    assert last == best + EARLY["patience"] < EARLY["num_epochs"]
+    assert f"stopped after epoch {last}: " in output.err
+    assert f"wrote the weights of epoch {best} as " in output.out
+    assert [*history] == columns(NEG_ELBO, "cosine") and history["lr"].is_monotonic_decreasing
+    _, shown = hold_out(load_split(paths.DATASET, "train"), train.NUM_SAMPLES)
+    train.save_samples(load_vae(paths.MODEL), shown, epoch=0)
+    for kind in ("generated", "reconstructed"):
+        of_model, of_last = (paths.SAMPLES / f"{kind}-epoch-{epoch:04d}.png" for epoch in (0, last))
+        assert of_model.read_bytes() == of_last.read_bytes()
+
+
 @pytest.mark.parametrize(("key", "value"), [("val_size", 600), ("device", "cuda:99"), ("z_dim", 0)])
 def test_an_invalid_value_is_refused_before_anything_is_written(workplace, key, value):
     set_params(workplace, {key: value})
@@ -185,12 +204,13 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize("changes", [{"num_epochs": 6}, EARLY], ids=["default", "stops early"])
 @pytest.mark.parametrize(("owner", "name", "calls", "resumed"), FAULTS.values(), ids=FAULTS)
 def test_an_interrupted_training_ends_in_the_same_bytes(
-    workplace, monkeypatch, capsys, owner, name, calls, resumed
+    workplace, monkeypatch, capsys, owner, name, calls, resumed, changes
 ):
     monkeypatch.setattr(checkpoint, "MAX_SHARE", 1e9)
-    set_params(workplace, {"num_epochs": 6})
+    set_params(workplace, changes)
     train.main()
     reference = outputs()
     paths.MODEL.unlink()

@@ -80,7 +80,9 @@ def data(small_train):
 
 
 def train(data, precision="float32", **architecture):
-    optimizer = Optimizer(small_vae(**architecture), 1e-3, precision)
+    """With a learning rate that changes from epoch to epoch."""
+    schedule = {"lr_schedule": "cosine", "num_epochs": 3}
+    optimizer = Optimizer(small_vae(**architecture), 1e-3, precision, **schedule)
     records = list(fit(optimizer, *data, range(1, 4), batch_size=128, seed=0))
     return records, weights(optimizer.model)
 

@@ -12,8 +12,14 @@ from pipeline.model.network import Batch
 from pipeline.runtime.device import prepare_device
 from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.randomness import permutation, standard_normal
+from pipeline.training.best_epoch import BestEpoch
 from pipeline.training.fit import fit
 from pipeline.training.optimizer import PRECISIONS, Optimizer
+
+SETTINGS = {  # of the optimizer
+    "default": {},
+    "scheduled": {"lr_schedule": "cosine", "num_epochs": 4, "weight_decay": 0.1},
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +28,25 @@ def data(small_train):
     return hold_out(small_train, 100)
 
 
-def train(data, epochs=2, learning_rate=1e-3, precision="float32", model=None, **options):
+def train(
+    data, epochs=2, learning_rate=1e-3, precision="float32", model=None, settings="default",
+    **options,
+):  # fmt: skip
     """Returns the model and its records."""
-    optimizer = Optimizer(model or small_vae(), learning_rate, precision)
+    optimizer = Optimizer(model or small_vae(), learning_rate, precision, **SETTINGS[settings])
     options = {"batch_size": 64, "seed": 0} | options
     records = list(fit(optimizer, *data, range(1, epochs + 1), **options))
     return optimizer.model, records
 
 
 def train_resumed(
-    data, done, epochs=4, device="cpu", precision="float32", binarize=False, **architecture
-):
+    data, done, epochs=4, device="cpu", precision="float32", settings="default", binarize=False,
+    **architecture,
+):  # fmt: skip
     """Train for `done` epochs; another optimizer, as of another process, resumes from the state."""
     options = {"batch_size": 64, "seed": 0, "binarize": binarize}
     models = (small_vae(seed, **architecture).to(device) for seed in (0, 1))
-    first, second = (Optimizer(model, 1e-3, precision) for model in models)
+    first, second = (Optimizer(model, 1e-3, precision, **SETTINGS[settings]) for model in models)
     list(fit(first, *data, range(1, done + 1), **options))
     second.restore({name: tensor.clone() for name, tensor in first.state().items()})
     return second.model, list(fit(second, *data, range(done + 1, epochs + 1), **options))
@@ -148,7 +158,12 @@ def test_a_conditional_network_is_trained_by_autograd_with_its_labels_and_one_me
 @pytest.mark.parametrize("done", [1, 2, 4])
 @pytest.mark.parametrize(
     ("options", "architecture"),
-    [({}, {}), ({"binarize": True}, {}), ({}, {"network": "conv", "num_classes": 10})],
+    [
+        ({}, {}),
+        ({"binarize": True}, {}),
+        ({"settings": "scheduled"}, {}),
+        ({}, {"network": "conv", "num_classes": 10}),
+    ],
 )
 def test_resumed_training_is_bit_identical(data, done, precision, options, architecture):
     options = options | {"precision": precision}
@@ -183,20 +198,44 @@ def test_the_optimal_sigma_of_the_model_is_that_of_its_training_images(data, pre
     assert mse < 0.06 and variance.item() == pytest.approx(mse, rel=0.1)
 
 
+def test_patience_stops_the_training_and_keeps_the_weights_of_the_best_epoch(data):
+    messages, best = [], BestEpoch(small_vae(), patience=3)
+    options = {"learning_rate": 0.05, "epochs": 200, "report": messages.append}
+    model, records = train(data, model=best.model, best=best, **options)
+    values = [record["val/neg_elbo"] for record in records]
+    assert 1 < best.epoch == 1 + values.index(min(values)) == len(records) - 3
+    assert messages == [f"stopped after epoch {len(records)}: no better validation for 3 epochs"]
+    until_best, _ = train(data, **options | {"epochs": best.epoch})
+    assert torch.equal(weights(model), weights(until_best))
+
+
+def test_a_training_that_patience_does_not_stop_ends_with_the_weights_of_the_best_epoch(data):
+    """Buffers included, such as the average behind an optimal sigma."""
+    first, second = (small_vae(likelihood="gaussian", sigma="optimal") for _ in range(2))
+    best = BestEpoch(first, patience=200)
+    _, records = train(data, 40, 0.05, model=first, best=best)
+    assert len(records) == 40 > best.epoch
+    train(data, best.epoch, 0.05, model=second)
+    state = second.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in first.state_dict().items())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_gpu_gives_the_same_bits_twice_and_the_losses_of_the_cpu(data, precision):
+def test_a_gpu_gives_the_same_bits_twice_and_the_losses_of_the_cpu(data, precision, settings):
     """The noise is drawn on the CPU for every device, so only rounding differs."""
     device = prepare_device("cuda")
     try:
         on_gpu = [split.to(device) for split in data]
-        runs = [train(on_gpu, model=small_vae().to(device), precision=precision) for _ in range(2)]
-        model, rest = train_resumed(on_gpu, 1, 2, device, precision)
+        options = {"precision": precision, "settings": settings}
+        runs = [train(on_gpu, model=small_vae().to(device), **options) for _ in range(2)]
+        model, rest = train_resumed(on_gpu, 1, 2, device, **options)
     finally:
         torch.set_deterministic_debug_mode("default")
     (first, records), (second, other_records) = runs
     assert records == other_records and torch.equal(weights(first), weights(second))
     assert rest == records[1:] and torch.equal(weights(model), weights(first))
-    _, expected = train(data)
+    _, expected = train(data, settings=settings)
     for record, on_cpu in zip(records, expected, strict=True):
         assert record == pytest.approx(on_cpu, rel=1e-3 if precision == "float32" else 1e-2)

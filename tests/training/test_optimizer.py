@@ -1,7 +1,15 @@
+import pytest
 import torch
 from helpers.models import small_vae, weights
+from torch.optim import lr_scheduler
 
 from pipeline.training.optimizer import Optimizer
+
+TWENTY = {  # the schedulers of PyTorch for 20 epochs
+    "constant": lambda adam: lr_scheduler.ConstantLR(adam, factor=1.0),
+    "cosine": lambda adam: lr_scheduler.CosineAnnealingLR(adam, T_max=20),
+    "step": lambda adam: lr_scheduler.MultiStepLR(adam, [8, 14], gamma=10 ** (-1 / 5)),
+}
 
 
 def test_steps_are_those_of_the_paper():
@@ -18,3 +26,23 @@ def test_steps_are_those_of_the_paper():
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         theta = theta - 1e-2 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
     torch.testing.assert_close(weights(model).double(), theta, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lr_schedule", TWENTY)
+def test_the_weights_follow_adamw_and_a_schedule_of_pytorch(lr_schedule):
+    """Two steps in each of 20 epochs."""
+    model, other = small_vae(h_dim=6), small_vae(h_dim=6)
+    options = {"lr_schedule": lr_schedule, "num_epochs": 20, "weight_decay": 0.5}
+    optimizer = Optimizer(model, 1e-2, **options)
+    adam = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.5, foreach=False)
+    scheduler, rng = TWENTY[lr_schedule](adam), torch.Generator().manual_seed(1)
+    for epoch in range(1, 21):
+        assert optimizer.begin_epoch(epoch) == pytest.approx(adam.param_groups[0]["lr"])
+        for _ in range(2):
+            for one, two in zip(model.parameters(), other.parameters(), strict=True):
+                one.grad = torch.randn(one.shape, generator=rng)
+                two.grad = one.grad.clone()
+            optimizer.step()
+            adam.step()
+        scheduler.step()
+        torch.testing.assert_close(weights(model), weights(other), rtol=1e-5, atol=1e-6)
