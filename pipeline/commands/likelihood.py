@@ -39,7 +39,7 @@ def main(arguments: argparse.Namespace) -> None:
     model = load_vae(run.model).requires_grad_(False)
     some = Split(split.images[:n], split.labels[:n], split.image_shape)
     bound = evidence(model, some, share_of_cores(torch.get_num_threads()))
-    measured = torch.from_numpy(run.per_image["nll"].to_numpy()[:n])
+    measured = torch.tensor(run.per_image["nll"].to_numpy()[:n])
     values = summary({"nll": bound, "before": measured, "gap": measured - bound})
     print(f"likelihood: {n} test images, {CHAINS} chains of {STEPS} steps each")
     print("likelihood: -log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image".format(**values))
