@@ -143,15 +143,12 @@ def test_an_edited_comment_costs_a_dvc_commit(repro_repo, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("link", ["hardlink", "symlink"])
-def test_a_stage_run_by_hand_writes_nothing_into_the_cache_that_is_linked(
-    repro_repo, tmp_path, link
-):
+def test_a_stage_run_by_hand_writes_nothing_into_the_cache_that_is_linked(repro_repo, tmp_path):
     repo = repro_repo.copy(tmp_path / "repo")
-    repo.run("dvc", "config", "--local", "cache.type", link)
+    repo.run("dvc", "config", "--local", "cache.type", "symlink")
     repo.run("dvc", "checkout", "--relink")
     model = repo.root / "data/vae.safetensors"
-    assert model.is_symlink() if link == "symlink" else model.stat().st_nlink > 1
+    assert model.is_symlink()
     repo.set(z_dim=5)
     for stage in STAGES:
         repo.run("python", "-m", f"pipeline.stages.{stage}")
