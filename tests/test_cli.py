@@ -53,8 +53,10 @@ def make_ui(folder, port, **env: str) -> subprocess.Popen:
     (folder / "a clone/pipeline").symlink_to(ROOT / "pipeline")
     command = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "ui", "-o", "setup"]
     command += [f"VENV={sys.prefix}", f"PORT={port}", f"CURDIR={folder / 'a clone'}"]
+    # Within `make test`, make would print its level with every message.
+    shell = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.Popen(
-        command, cwd=folder / "a clone", env=os.environ | {"PYTHONSAFEPATH": "1"} | env,
+        command, cwd=folder / "a clone", env=shell | {"PYTHONSAFEPATH": "1"} | env,
         start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
