@@ -20,16 +20,17 @@ NOT_IN_RESULTS = frozenset({"device", "sample_every"})
 
 
 # A parameter that is not at its default, and what it needs another one to be.
-NEEDS: dict[str, tuple[str, Sequence[object]]] = {
-    "prior_components": ("prior", ("mixture", "vamp")),
-    "beta": ("objective", ("elbo",)),
-    "warmup_epochs": ("objective", ("elbo",)),
-    "free_bits": ("objective", ("elbo",)),
-    "sigma": ("likelihood", ("gaussian",)),
-    "binarize": ("likelihood", ("bernoulli",)),
-    "conditional": ("prior", ("normal", "mixture")),
-    "patience": ("val_size", range(1, 50_001)),
-}
+NEEDS: list[tuple[str, str, Sequence[object]]] = [
+    ("prior_components", "prior", ("mixture", "vamp")),
+    ("beta", "objective", ("elbo",)),
+    ("warmup_epochs", "objective", ("elbo",)),
+    ("free_bits", "objective", ("elbo",)),
+    ("free_bits", "prior", ("normal",)),  # the KL of a mixture is no sum over dimensions
+    ("sigma", "likelihood", ("gaussian",)),
+    ("binarize", "likelihood", ("bernoulli",)),
+    ("conditional", "prior", ("normal", "mixture")),  # the images of a VampPrior have no label
+    ("patience", "val_size", range(1, 50_001)),
+]
 
 
 class Params(BaseModel):
@@ -97,7 +98,7 @@ def load_params(path: Path = PARAMS) -> Params:
 
 def check_combination(params: Params) -> None:
     """Raise UserError about a parameter that another one leaves without meaning."""
-    for key, (other, values) in NEEDS.items():
+    for key, other, values in NEEDS:
         value, given = getattr(params, key), getattr(params, other)
         if value != DEFAULTS[key] and given not in values:
             message = f"has no meaning with {other}: {given} (got {value!r})"

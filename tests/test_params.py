@@ -109,8 +109,8 @@ def test_a_stage_refuses_an_invalid_file_before_anything_else(path, monkeypatch,
 def test_the_range_in_the_comment_is_what_is_accepted(path, key, low, high):
     step = 1 if low.isdecimal() else 0.01
     for value in (low, high):
-        other, allowed = NEEDS.get(key, (key, (value,)))
-        set_params(path.parent, {other: allowed[0], key: value})
+        fitting = {other: allowed[0] for needy, other, allowed in NEEDS if needy == key}
+        set_params(path.parent, fitting | {key: value})
         assert str(getattr(load_params(path), key)) in (value, f"{value}.0")
     for value in (float(low) - step, float(high) + step):
         set_params(path.parent, {key: int(value) if step == 1 else value})
@@ -118,17 +118,17 @@ def test_the_range_in_the_comment_is_what_is_accepted(path, key, low, high):
 
 
 UNFIT = {  # a value that leaves the key without meaning
-    "prior_components": ("prior", "normal"), "beta": ("objective", "iwae"),
-    "warmup_epochs": ("objective", "dreg"), "free_bits": ("objective", "iwae"),
-    "sigma": ("likelihood", "bernoulli"), "binarize": ("likelihood", "gaussian"),
-    "conditional": ("prior", "vamp"),
-    "patience": ("val_size", 0),
+    ("prior_components", "prior"): "normal", ("beta", "objective"): "iwae",
+    ("warmup_epochs", "objective"): "dreg", ("free_bits", "objective"): "iwae",
+    ("free_bits", "prior"): "vamp", ("sigma", "likelihood"): "bernoulli",
+    ("binarize", "likelihood"): "gaussian", ("conditional", "prior"): "vamp",
+    ("patience", "val_size"): 0,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", NEEDS)
-def test_a_parameter_without_meaning_is_refused_with_both_keys(path, key):
-    other, unfit = UNFIT[key]
+@pytest.mark.parametrize(("key", "other"), [(key, other) for key, other, _ in NEEDS])
+def test_a_parameter_without_meaning_is_refused_with_both_keys(path, key, other):
+    unfit = UNFIT[key, other]
     set_params(path.parent, {other: unfit})
     load_params(path)
     value = {"binarize": "fixed", "conditional": "true"}.get(key, 2)
