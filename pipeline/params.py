@@ -58,7 +58,7 @@ class Params(BaseModel):
     objective: Literal["elbo", "iwae", "dreg"] = "elbo"
     num_samples: Annotated[int, Field(ge=1, le=1000)] = 1
     beta: Annotated[float, Field(ge=0, le=1000)] = 1.0
-    warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] = 0
+    warmup_epochs: Annotated[int, Field(ge=0, le=99_999)] = 0
     free_bits: Annotated[float, Field(ge=0, le=100)] = 0.0
     num_epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=1, le=60_000)]
@@ -103,6 +103,9 @@ def check_combination(params: Params) -> None:
         if value != DEFAULTS[key] and given not in values:
             message = f"has no meaning with {other}: {given} (got {value!r})"
             raise UserError(f"params.yaml: {key}", message)
+    if params.warmup_epochs >= params.num_epochs:
+        message = f"must be less than num_epochs: {params.num_epochs} (got {params.warmup_epochs})"
+        raise UserError("params.yaml: warmup_epochs", message)
     if params.sigma == "optimal" and params.objective != "elbo":
         message = f"optimal is the optimum of elbo only (objective: {params.objective})"
         raise UserError("params.yaml: sigma", message)

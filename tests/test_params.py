@@ -110,7 +110,8 @@ def test_the_range_in_the_comment_is_what_is_accepted(path, key, low, high):
     step = 1 if low.isdecimal() else 0.01
     for value in (low, high):
         fitting = {other: allowed[0] for needy, other, allowed in NEEDS if needy == key}
-        set_params(path.parent, fitting | {key: value})
+        longest = {"num_epochs": 100_000} if key == "warmup_epochs" else {}
+        set_params(path.parent, fitting | longest | {key: value})
         assert str(getattr(load_params(path), key)) in (value, f"{value}.0")
     for value in (float(low) - step, float(high) + step):
         set_params(path.parent, {key: int(value) if step == 1 else value})
@@ -136,6 +137,15 @@ def test_a_parameter_without_meaning_is_refused_with_both_keys(path, key, other)
     with pytest.raises(UserError, match=f"no meaning with {other}: {unfit}") as error:
         load_params(path)
     assert error.value.subject == f"params.yaml: {key}"
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused(path):
+    set_params(path.parent, {"num_epochs": 5, "warmup_epochs": 4})
+    assert load_params(path).warmup_epochs == 4
+    set_params(path.parent, {"warmup_epochs": 5})
+    with pytest.raises(UserError, match="less than num_epochs: 5") as error:
+        load_params(path)
+    assert error.value.subject == "params.yaml: warmup_epochs"
 
 
 def test_the_optimal_sigma_is_refused_where_it_is_not_optimal(path):

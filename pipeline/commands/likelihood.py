@@ -16,30 +16,36 @@ from pipeline.evaluation.bounds import summary
 from pipeline.model.vae import load_vae
 from pipeline.paths import DATASET
 from pipeline.runtime.cores import share_of_cores
+from pipeline.runtime.device import prepare_device
 from pipeline.runtime.files import home
+
+IMAGES = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("exp", metavar="EXP", help="an experiment, a git revision, or workspace")
-    text = "the first N test images (default: 1000)"
-    parser.add_argument("--images", metavar="N", type=int, default=1000, help=text)
+    text = f"number of test images, evenly spaced (default: {IMAGES}, or all if there are fewer)"
+    parser.add_argument("--images", metavar="N", type=int, help=text)
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Measure, and print the bound beside that of `evaluate`."""
-    root, n = home(), arguments.images
+    root = home()
     run = read_run(arguments.exp, root)
     split = load_split(root / DATASET, "test", run.params["binarize"])
     if digest(split.images) != run.protocol.get("images", ""):
         message = "has not the test images that the experiment was evaluated with; run `dvc repro`"
         raise UserError(DATASET, message)
-    if not 1 < n <= len(split.images):
-        raise UserError("--images", f"must be 2 ... {len(split.images)} (got {n})")
-    model = load_vae(run.model).requires_grad_(False)
-    some = Split(split.images[:n], split.labels[:n], split.image_shape)
+    size = len(split.images)
+    n = arguments.images or min(IMAGES, size)
+    if not 1 < n <= size:
+        raise UserError("--images", f"must be 2 ... {size} (got {n})")
+    model = load_vae(run.model).requires_grad_(False).to(prepare_device("auto"))
+    chosen = torch.arange(n) * size // n  # the first of MNIST's test images are easier
+    some = Split(split.images[chosen], split.labels[chosen], split.image_shape)
     bound = evidence(model, some, share_of_cores(torch.get_num_threads()))
-    measured = torch.tensor(run.per_image["nll"].to_numpy()[:n])
+    measured = torch.tensor(run.per_image["nll"].to_numpy()[chosen])
     values = summary({"nll": bound, "before": measured, "gap": measured - bound})
     print(f"likelihood: {n} test images, {CHAINS} chains of {STEPS} steps each")
     print("likelihood: -log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image".format(**values))

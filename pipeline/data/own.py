@@ -105,6 +105,8 @@ def _requirements(arrays: Arrays) -> Iterator[tuple[bool, str]]:
     counts = [(len(each),) for each in images.values()][: len(labels)]
     yield [each.shape for each in labels] == counts, "must have one label per image"
     yield all(each.dtype.kind in "iu" for each in labels), "labels must be integers"
+    unknown = len(labels) == 2 and not np.isin(labels[1], labels[0]).all()
+    yield not unknown, "test_labels has a class that labels lacks"
     yield len(_classes(arrays)) <= MAX_CLASSES, f"must have at most {MAX_CLASSES} classes"
 
 

@@ -63,7 +63,10 @@ def draw_walks(model: VAE, split: Split, mu: Tensor, kl: pd.DataFrame, folder: P
     """
     shape, y = split.image_shape, split.labels[0]
     starts = first_images(split)
-    ends = starts.roll(-1)
+    if model.architecture.num_classes == 0:
+        ends = starts.roll(-1)
+    else:  # both ends have the label that the row is decoded with
+        ends = torch.stack([(split.labels == y).nonzero()[-1, 0] for y in split.labels[starts]])
     between = interpolate(model, mu[starts], mu[ends], STEPS, split.labels[starts])
     first, last = (to_unit(split.images[index]).unsqueeze(1) for index in (starts, ends))
     shares = [f"{share:.2f}" for share in torch.linspace(0, 1, STEPS)]
@@ -79,7 +82,7 @@ def draw_walks(model: VAE, split: Split, mu: Tensor, kl: pd.DataFrame, folder: P
         x_label="value of the dimension", columns=[f"{value:g}" for value in values],
         rows=[f"dimension {row.dimension}: {row.kl:.2f} nats" for row in top.itertuples()],
     )  # fmt: skip
-    if model.z_dim == 2:
+    if model.z_dim == 2 and model.architecture.prior == "normal":
         draw_rows(
             manifold(model, SIDE, y), shape, folder / "manifold.png",
             title="the latent plane in cells of equal probability",

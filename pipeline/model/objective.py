@@ -43,13 +43,13 @@ def elbo_terms(
     posterior, z = draw(model, batch, eps)
     recon = model.neg_log_prob(z, batch).mean(dim=1)
     prior = model.p_z()
-    kl = prior.kl(posterior, z, eps) + model.label_nats
-    cost = kl
+    kl = cost = prior.kl(posterior, z, eps)
     if free_bits:
         per_dimension = prior.kl_per_dimension(posterior, z, eps)
         floor = per_dimension.new_tensor(free_bits)
         cost = torch.where(per_dimension.mean(dim=0) > floor, per_dimension, floor).sum(dim=-1)
-    return ElboTerms(recon, kl, loss=recon + beta * cost)
+    constant = model.label_nats
+    return ElboTerms(recon, kl + constant, loss=recon + beta * cost + constant)
 
 
 def iwae_terms(model: VAE, batch: Batch, eps: Tensor) -> ElboTerms:

@@ -20,7 +20,9 @@ def main() -> None:
     splits = read_own(OWN) if name == OWN_IMAGES else read_original(find_dataset(name))
     save_dataset(DATASET, name, splits)
     counts = ", ".join(f"{len(images)} {split} images" for split, (images, _) in splits.items())
-    print(f"download: {name} written to {DATASET} ({counts})")
+    labels = splits["train"][1]
+    classes = "no labels" if labels is None else f"{len(labels.unique())} classes"
+    print(f"download: {name} written to {DATASET} ({counts}, {classes})")
 
 
 def read_original(dataset: Dataset) -> Splits:

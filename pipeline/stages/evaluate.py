@@ -65,7 +65,8 @@ def main() -> None:
     }
     if model.likelihood.measure == LEBESGUE:
         bits = per_image["nll"] / math.log(2)
-        others["bits_per_dim"] = bits / split.images.shape[1] + 8  # 2^8 gray values in [0, 1]
+        # Gray values in [0, 1] are 1/255 apart.
+        others["bits_per_dim"] = bits / split.images.shape[1] + math.log2(255)
     metrics = summary(per_image | others)
     save_per_image(per_image, split, model, params)
     save_samples(model, split)

@@ -53,7 +53,7 @@ def main() -> None:
         model, params.learning_rate, params.precision, lr_schedule=params.lr_schedule,
         num_epochs=params.num_epochs, weight_decay=params.weight_decay,
     )  # fmt: skip
-    best = BestEpoch(model, params.patience)
+    best = BestEpoch(model, params.patience, params.warmup_epochs)
     origin = provenance(params.model_dump(), device_name(device))
     key = fingerprint(origin, params.model_dump())
     origin["splits"] = {"training": describe(train)}

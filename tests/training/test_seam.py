@@ -26,7 +26,7 @@ BOUNDED = (
 )
 FIELD = ("    loss: Tensor  # what", "    penalty: Tensor\n    loss: Tensor  # what")
 PENALTY = (
-    "return ElboTerms(recon, kl, loss=recon + beta * cost)",
+    "return ElboTerms(recon, kl + constant, loss=recon + beta * cost + constant)",
     "penalty = z.abs().sum((-1, -2)); "
     "return ElboTerms(recon, kl, loss=recon + beta * cost + penalty, penalty=penalty)",
 )
