@@ -143,12 +143,16 @@ NETWORKS: dict[str, Callable[[Architecture, int], Network]] = {"mlp": MLP, "conv
 
 
 def beside(values: Tensor, y: Tensor | None, num_classes: int) -> Tensor:
-    """Values [B, F] and the labels [B] of C classes, one-hot: [B, F + C]. Values alone if C = 0."""
+    """Values [B, F] and √F times the labels [B] of C classes, one-hot: [B, F + C].
+
+    Values alone if C = 0. With √F the label weighs as much as F values of N(0, 1) in a layer as
+    PyTorch initializes it, and not as one of them: it is used from the first epoch.
+    """
     if num_classes == 0:
         return values
     # F.one_hot reads y on the CPU, which a CUDA graph cannot contain.
     one_hot = cast(Tensor, y).unsqueeze(-1) == torch.arange(num_classes, device=values.device)
-    return torch.cat([values, one_hot.to(values.dtype)], dim=-1)
+    return torch.cat([values, math.sqrt(values.shape[-1]) * one_hot.to(values.dtype)], dim=-1)
 
 
 def _perceptron(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:

@@ -7,7 +7,7 @@ import torch
 from helpers.models import DEFAULT, documented, small_vae
 
 from pipeline.model import network as module
-from pipeline.model.network import NETWORKS, Architecture, Batch
+from pipeline.model.network import NETWORKS, Architecture, Batch, beside
 
 SIDES = (8, 9, 27, 28, 37, 64)
 
@@ -53,3 +53,8 @@ def test_the_documented_network_has_dropout_in_training_alone():
     assert not torch.equal(network.decode(z, None), network.decode(z, None))
     network.eval()
     assert torch.equal(network.decode(z, None), network.decode(z, None))
+
+
+def test_a_label_is_as_long_as_normal_values():
+    joined = beside(torch.zeros(2, 4), torch.tensor([0, 2]), 3)
+    assert joined[:, 4:].tolist() == [[2, 0, 0], [0, 0, 2]]
