@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from benchmarks.measure import ROOT, hardware, rounds_from
 from pipeline.data.datasets import Split, load_split
-from pipeline.evaluation.bounds import in_order, select
+from pipeline.evaluation.bounds import in_order
 from pipeline.evaluation.importance import log_weights, neg_log_mean, noise
 from pipeline.evaluation.reconstruction import FAST
+from pipeline.model.network import to_batch
 from pipeline.model.vae import VAE, load_vae
 from pipeline.params import load_params
 from pipeline.paths import DATASET, MODEL
@@ -37,7 +38,7 @@ def usual(model: VAE, split: Split, num_samples: int) -> Tensor:
     """Bounds [N], one image at a time: K x 784 numbers fit the caches of a CPU best."""
     bounds = []
     for index in range(len(split.images)):
-        batch = select(split, slice(index, index + 1), model.device)
+        batch = to_batch(split[index : index + 1], model.device)
         mu, log_var = model.encode(batch)
         q = Normal(mu, torch.exp(0.5 * log_var))
         z = q.sample((num_samples,)).squeeze(1)
@@ -53,7 +54,7 @@ def weights(model: VAE, split: Split, num_samples: int, scale: float) -> Tensor:
     threads = torch.get_num_threads()  # before each worker gets one
 
     def compute(first: int) -> Tensor:
-        batch = select(split, slice(first, first + AT_A_TIME), model.device)
+        batch = to_batch(split[first : first + AT_A_TIME], model.device)
         eps = noise(num_samples, model.z_dim, range(first, first + len(batch.x))).to(model.device)
         return log_weights(model, batch, eps, FAST["bernoulli"].gray, scale)
 

@@ -58,7 +58,7 @@ def autograd_epochs(split: Split) -> Iterator[float]:
     while True:
         order = torch.randperm(len(split.images)).to(device)
         for chosen in order.split(PARAMS.batch_size):
-            batch = to_batch(split.images[chosen], split.labels[chosen], device)
+            batch = to_batch(split[chosen], device)
             eps = torch.randn(len(chosen), 1, PARAMS.z_dim, device=device)
             loss = elbo_terms(model, batch, eps).neg_elbo.sum()
             adam.zero_grad()

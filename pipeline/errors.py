@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -75,9 +74,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _prepare_output() -> None:
-    """Make any text printable, also if stdout or stderr is closed; a warning is no error."""
-    if sys.warnoptions:
-        warnings.simplefilter("default")
+    """Make any text printable, also if stdout or stderr is closed."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the first file that is opened would take its place
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))

@@ -141,10 +141,7 @@ class _StrictLoader(yaml.CSafeLoader):
     """
 
     # Without the rules of YAML 1.1; those of YAML 1.2 are added below.
-    yaml_implicit_resolvers = {  # noqa: RUF012 (declared so by PyYAML)
-        character: [(tag, pattern) for tag, pattern in rules if tag.endswith((":null", ":merge"))]
-        for character, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (declared so by PyYAML)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: list[object] = []  # a list: a key may be unhashable
@@ -156,12 +153,13 @@ class _StrictLoader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_INT = re.compile(r"^[-+]?\d+$")
-_FLOAT = re.compile(
-    r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
-)
-_BOOL = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+_SCALARS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?\d+",
+    "float": r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+for name, pattern in _SCALARS.items():
+    regexp = re.compile(f"^({pattern})$")
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{name}", regexp, None)
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))

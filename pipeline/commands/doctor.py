@@ -21,7 +21,7 @@ from pipeline.params import read_yaml
 from pipeline.paths import DVC_LOCK, EVALUATION
 from pipeline.runtime.cores import running_experiments
 from pipeline.runtime.files import home
-from pipeline.runtime.git import Experiment, experiments, text_at
+from pipeline.runtime.git import Experiment, blobs, experiments
 from pipeline.runtime.pending_run import PendingRun, pending_runs
 from pipeline.tracking.address import REBUILD, TYPED, StoreError
 from pipeline.tracking.client import Store, existing_store, experiments_of
@@ -85,7 +85,8 @@ def has_results(run: Any, entry: Experiment, root: Path) -> bool:
     if entry.name not in experiments_of(run):
         return False
     with suppress(ValueError, LookupError, TypeError):  # log-all reports what is wrong with it
-        metrics = json.loads(text_at(entry.commit, EVALUATION.as_posix(), root))["test"]
+        (content,) = blobs([f"{entry.commit}:./{EVALUATION.as_posix()}"], root)
+        metrics = json.loads(content)["test"]
         return all(run.data.metrics.get(f"test/{key}") in (metrics[key], None) for key in metrics)
     return True
 

@@ -44,8 +44,7 @@ def read_numbers(path: Path) -> pd.Series:
     """Every number in a file of results, indexed by name and position. Text counts as NaN."""
     arrays = READERS[path.suffix](path)
     columns = {name: pd.Series(np.ravel(arrays[name])) for name in arrays}
-    numbers: pd.Series = pd.to_numeric(pd.concat(columns), errors="coerce")
-    return numbers.astype(float)
+    return pd.to_numeric(pd.concat(columns), errors="coerce").astype(float)
 
 
 def other_provenance(recorded: Path, again: Path) -> str:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.file_diff import IDENTICAL, file_diff, read_numbers
-from pipeline.data.catalog import DATASETS
 from pipeline.errors import UserError
-from pipeline.paths import METRICS, MODEL, OWN
+from pipeline.paths import METRICS, MODEL, OWN, RAW
 from pipeline.runtime.files import home
 from pipeline.runtime.git import clone
 from pipeline.runtime.tensor_file import read_header
@@ -81,14 +80,9 @@ def find_run(runs: list[Run], word: str) -> Run:
 
 def execute(folder: Path) -> None:
     """Execute all stages but `log` in `folder`."""
-    for dataset in DATASETS.values():
-        raw = Path("data/raw", dataset.torchvision_class, "raw")
-        for path in filter(Path.is_file, (home() / raw / name for name in dataset.files)):
-            # `download` checks each file, and fetches those that are missing.
-            (folder / raw).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, folder / raw)
-    if (home() / OWN).is_dir():
-        shutil.copytree(home() / OWN, folder / OWN, dirs_exist_ok=True)
+    # `download` checks each file, and fetches those that are missing.
+    for data in filter(Path.is_dir, (home() / path for path in (RAW, OWN))):
+        shutil.copytree(data, folder / data.relative_to(home()), dirs_exist_ok=True)
     ours = ("DVC_", "MLFLOW_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     command = [sys.executable, "-m", "dvc", "repro", "evaluate"]
@@ -100,8 +94,7 @@ def compare(recorded: Path, again: Path) -> dict[str, str]:
     """`identical` or the difference, for the model and every report."""
     files = [again / MODEL, *sorted(again.glob("reports/**/[!.]*.*"))]
     names = [path.relative_to(again).as_posix() for path in files]
-    found = {name: file_diff(recorded / name, again / name) for name in names}
-    return found
+    return {name: file_diff(recorded / name, again / name) for name in names}
 
 
 def judge(run: Run, recorded: Path, again: Path, found: Mapping[str, str]) -> str:

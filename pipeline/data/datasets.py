@@ -35,6 +35,10 @@ class Split:
         """The same split on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def __getitem__(self, chosen: slice | Tensor) -> "Split":
+        """The chosen images."""
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
 
 def save_dataset(path: Path, name: str, splits: Splits) -> None:
     """Write the splits; equal data, equal bytes."""
@@ -67,10 +71,15 @@ def load_split(path: Path, split: str, binarization: str = "none") -> Split:
 
 
 def hold_out(split: Split, val_size: int) -> tuple[Split, Split]:
-    """(for training, the last `val_size` images for validation): the same for every seed."""
+    """(for training, the last `val_size` images for validation): the same for every seed.
+
+    Raises UserError if nothing would be left to train on.
+    """
     n = len(split.images) - val_size
-    train = replace(split, images=split.images[:n], labels=split.labels[:n])
-    return train, replace(split, images=split.images[n:], labels=split.labels[n:])
+    if n <= 0:
+        message = f"must be less than the {len(split.images)} images (got {val_size})"
+        raise UserError("params.yaml: val_size", message)
+    return split[:n], split[n:]
 
 
 def binarize(images: Tensor, purpose: str = PURPOSES["test"]) -> Tensor:

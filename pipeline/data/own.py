@@ -20,7 +20,8 @@ from pipeline.runtime.randomness import PROTOCOL_SEED, permutation
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF")
 LABELS = {"images": "labels", "test_images": "test_labels"}  # arrays, and those of their labels
-LOW, HIGH = 8, 64  # pixels of a side
+NAMES = [{"images"}, {"images", "labels"}, {*LABELS}, {*LABELS, *LABELS.values()}]
+SIDES = frozenset(range(8, 65))  # pixels
 MIN_IMAGES = 16  # of a split: an image has up to 15 neighbors in the evaluation
 TEST_SHARE = 6  # without a test split, one of so many images is a test image
 MAX_CLASSES = 256  # a label is a byte
@@ -88,44 +89,45 @@ def _read_picture(path: Path) -> Array:
 
 def _requirements(arrays: Arrays) -> Iterator[tuple[bool, str]]:
     """Whether each holds, and its text; one may rely on those before it."""
-    known = [*LABELS, *LABELS.values()]
-    is_known = "images" in arrays and arrays.keys() <= {*known}
-    yield is_known, f"must contain images and nothing but {', '.join(known)}"
-    images = {name: arrays[name] for name in LABELS if name in arrays}
-    is_gray = all(each.dtype == np.uint8 and each.ndim == 3 for each in images.values())
-    yield is_gray, "images must be uint8 [N, height, width], one channel"
-    sizes = {each.shape[1:] for each in images.values()}
+    which = "must contain images, maybe test_images, and labels of all of them or of none"
+    yield set(arrays) in NAMES, which
+    images = [arrays[name] for name in LABELS if name in arrays]
+    kinds = {(each.dtype.name, each.ndim) for each in images}
+    yield kinds == {("uint8", 3)}, "images must be uint8 [N, height, width], one channel"
+    sizes = {each.shape[1:] for each in images}
     yield len(sizes) == 1, "images and test_images must have the same size"
-    yield all(LOW <= side <= HIGH for side in max(sizes)), f"sides must be {LOW} to {HIGH} pixels"
+    yield SIDES.issuperset(*sizes), f"sides must be {min(SIDES)} to {max(SIDES)} pixels"
     fewest = MIN_IMAGES * (TEST_SHARE if len(images) == 1 else 1)
-    yield min(map(len, images.values())) >= fewest, f"must have {fewest} images or more"
-    labels = [arrays[name] for name in LABELS.values() if name in arrays]
-    are_paired = arrays.keys() in (images.keys(), {*images, *map(LABELS.get, images)})
-    yield are_paired, "must have labels of every split or of none"
-    counts = [(len(each),) for each in images.values()][: len(labels)]
+    yield min(map(len, images)) >= fewest, f"must have {fewest} images or more"
+    labels = [own for _, own in _pairs(arrays)]
+    counts = [(len(each),) for each in images]
     yield [each.shape for each in labels] == counts, "must have one label per image"
     yield all(each.dtype.kind in "iu" for each in labels), "labels must be integers"
-    unknown = len(labels) == 2 and not np.isin(labels[1], labels[0]).all()
-    yield not unknown, "test_labels has a class that labels lacks"
-    yield len(_classes(arrays)) <= MAX_CLASSES, f"must have at most {MAX_CLASSES} classes"
+    known = np.isin(labels[-1], labels[0]).all()
+    yield known, "test_labels has a class that labels lacks"
+    fits = len(np.unique(labels[0])) <= MAX_CLASSES
+    yield fits, f"must have at most {MAX_CLASSES} classes"
 
 
-def _classes(arrays: Arrays) -> Array:
-    labels = [arrays[name] for name in LABELS.values() if name in arrays]
-    return np.unique(np.concatenate(labels)) if labels else np.empty(0)
+def _pairs(arrays: Arrays) -> list[tuple[Array, Array]]:
+    """Images and labels of each split. Without labels all are of one class."""
+    return [
+        (arrays[name], arrays.get(label, np.zeros(len(arrays[name]), int)))
+        for name, label in LABELS.items()
+        if name in arrays
+    ]
 
 
 def _split(arrays: Arrays) -> Splits:
-    classes = _classes(arrays)
-    tensors = {}
-    for name, array in arrays.items():
-        tensors[name] = from_numpy(array if name in LABELS else np.searchsorted(classes, array))
-    train = permutation(len(tensors["images"]), PROTOCOL_SEED, "own/split")
-    if "test_images" not in tensors:
+    pairs = _pairs(arrays)
+    classes = np.unique(pairs[0][1])
+    tensors = [(from_numpy(a), from_numpy(np.searchsorted(classes, b))) for a, b in pairs]
+    images, labels = tensors[0]
+    train = permutation(len(images), PROTOCOL_SEED, "own/split")
+    if len(tensors) == 1:
         test, train = train.tensor_split([len(train) // TEST_SHARE])
-        tensors |= {f"test_{name}": tensor[test] for name, tensor in tensors.items()}
-    images, test_images = tensors["images"][train], tensors["test_images"]
-    if "labels" not in tensors or len(tensors["labels"][train].unique()) == 1:
-        return {"train": (images, None), "test": (test_images, None)}
-    labels = tensors["labels"][train]
-    return {"train": (images, labels), "test": (test_images, tensors["test_labels"])}
+        tensors.append((images[test], labels[test]))
+    test_images, test_labels = tensors[1]
+    if len(labels[train].unique()) == 1:
+        return {"train": (images[train], None), "test": (test_images, None)}
+    return {"train": (images[train], labels[train]), "test": (test_images, test_labels)}

@@ -9,6 +9,7 @@ Each step is one of Hamiltonian Monte Carlo for u = (z − μ) / σ, in which q 
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.data.datasets import Split
-from pipeline.evaluation.bounds import in_order, select
+from pipeline.evaluation.bounds import in_order
 from pipeline.evaluation.importance import draw_labels
-from pipeline.model.network import Batch
+from pipeline.model.network import Batch, to_batch
 from pipeline.model.objective import reparameterize
 from pipeline.model.vae import VAE
 from pipeline.runtime.randomness import PROTOCOL_SEED, generator
@@ -33,7 +34,7 @@ CHUNK = 20  # images computed at a time
 
 
 class State(NamedTuple):
-    """Where chains are: u [R, Z], log w [R] and its gradient with respect to u [R, Z]."""
+    """Where chains are: u [R, Z], log w [R, 1] and its gradient with respect to u [R, Z]."""
 
     u: Tensor
     log_w: Tensor
@@ -59,17 +60,14 @@ class AnnealedChains:
         """
         state = self._evaluate(_normal(self.posterior.mu, noise))
         total = torch.zeros_like(state.log_w)
-        step = torch.full_like(total, FIRST_STEP).unsqueeze(1)
-        used = []
-        for t, (before, beta) in enumerate(zip(self.betas, self.betas[1:], strict=False)):
+        step, used = torch.full_like(total, FIRST_STEP), []
+        for t, (before, beta) in enumerate(pairwise(self.betas)):
             total += (beta - before) * state.log_w
             step = step if step_sizes is None else step_sizes[t]
             used.append(step)
             state, accepted = self._move(state, beta, step, noise)
-            if step_sizes is None:
-                rate = torch.where(accepted, 1 - ACCEPTANCE, -ACCEPTANCE)
-                step = step * ADAPTATION ** rate.unsqueeze(1)
-        return total, torch.stack(used)
+            step = step * ADAPTATION ** torch.where(accepted, 1 - ACCEPTANCE, -ACCEPTANCE)
+        return total.squeeze(1), torch.stack(used)
 
     def _move(
         self, start: State, beta: Tensor, step: Tensor, noise: torch.Generator
@@ -83,21 +81,18 @@ class AnnealedChains:
             state = self._evaluate(state.u + step * momentum)
             momentum = momentum + 0.5 * step * (beta * state.gradient - state.u)
         log_ratio = before - _energy(state, momentum, beta)
-        uniform = torch.rand(len(log_ratio), generator=noise).to(log_ratio)
+        uniform = torch.rand(log_ratio.shape, generator=noise).to(log_ratio)
         accepted = uniform.log() < log_ratio  # never, if it is NaN
-        chosen = [
-            torch.where(accepted.view(-1, *[1] * (new.dim() - 1)), new, old)
-            for new, old in zip(state, start, strict=True)
-        ]
-        return State(*chosen), accepted
+        pairs = zip(state, start, strict=True)
+        return State(*(torch.where(accepted, new, old) for new, old in pairs)), accepted
 
     def _evaluate(self, u: Tensor) -> State:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             z = reparameterize(self.posterior, u)
             log_ratio = self.prior.log_ratio(z, self.posterior.log_var, u)
-            recon = self.model.neg_log_prob(z.unsqueeze(1), self.batch).squeeze(1)
-            log_w = log_ratio - recon
+            recon = self.model.neg_log_prob(z.unsqueeze(1), self.batch)
+            log_w = log_ratio.unsqueeze(1) - recon
             (gradient,) = torch.autograd.grad(log_w.sum(), u)
         return State(u.detach(), log_w.detach(), gradient)
 
@@ -109,7 +104,7 @@ def evidence(model: VAE, split: Split, workers: int) -> Tensor:
     """
 
     def compute(first: int) -> Tensor:
-        batch = select(split, slice(first, first + CHUNK), model.device)
+        batch = to_batch(split[first : first + CHUNK], model.device)
         images = range(first, first + len(batch.x))
         noise = generator(PROTOCOL_SEED, "annealing", first)
         return neg_log_evidence(model, batch, images, noise).cpu()
@@ -146,4 +141,6 @@ def _normal(like: Tensor, noise: torch.Generator) -> Tensor:
 
 def _energy(state: State, momentum: Tensor, beta: Tensor) -> Tensor:
     """−log of the density of u and momentum, up to a constant."""
-    return 0.5 * (state.u.square() + momentum.square()).sum(dim=1) - beta * state.log_w
+    return (
+        0.5 * (state.u.square() + momentum.square()).sum(dim=1, keepdim=True) - beta * state.log_w
+    )

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.data.datasets import Split, binarize
 from pipeline.evaluation import importance
 from pipeline.evaluation.reconstruction import Recons
-from pipeline.model.network import Batch, Posterior, to_batch
+from pipeline.model.network import Posterior, to_batch
 from pipeline.model.objective import ElboTerms, draw, elbo_terms
 from pipeline.model.vae import VAE
 from pipeline.runtime.device import one_thread
@@ -53,7 +53,7 @@ def elbo(model: VAE, split: Split) -> tuple[ElboTerms, Tensor, Posterior]:
     eps = evaluation_noise(len(split.images), model.z_dim).unsqueeze(1).to(model.device)
     terms, errors, posteriors = [], [], []
     for chosen in torch.arange(len(split.images)).split(BATCH):
-        batch = select(split, chosen, model.device)
+        batch = to_batch(split[chosen], model.device)
         terms.append(elbo_terms(model, batch, eps[chosen]))
         posterior, z = draw(model, batch, eps[chosen])
         posteriors.append(posterior)
@@ -62,17 +62,12 @@ def elbo(model: VAE, split: Split) -> tuple[ElboTerms, Tensor, Posterior]:
     return ElboTerms(*concatenate(terms)), mse, Posterior(*concatenate(posteriors))
 
 
-def select(split: Split, chosen: slice | Tensor, device: torch.device) -> Batch:
-    """The chosen images of a split as a batch."""
-    return to_batch(split.images[chosen], split.labels[chosen], device)
-
-
 @one_thread()
 @torch.no_grad()
 def encode(model: VAE, split: Split) -> Posterior:
     """q(z|x) of each image, on the CPU."""
     chunks = torch.arange(len(split.images)).split(BATCH)
-    batches = (select(split, chosen, model.device) for chosen in chunks)
+    batches = (to_batch(split[chosen], model.device) for chosen in chunks)
     return Posterior(*concatenate(map(model.encode, batches)))
 
 
@@ -103,7 +98,7 @@ def evidence(
 
     def compute(first: int) -> Evidence:
         chosen = slice(first, first + step)
-        gray, binary = (select(of, chosen, device) for of in (split, binary_split))
+        gray, binary = (to_batch(of[chosen], device) for of in (split, binary_split))
         images = range(first, first + len(gray.x))
         eps = importance.noise(num_samples, model.z_dim, images).to(device)
         gray = importance.draw_labels(model, gray, num_samples, images)
@@ -128,7 +123,7 @@ def prior_bounds(model: VAE, split: Split, recons: Recons, num_samples: int) -> 
     bounds = torch.empty(len(split.images), len(sample_sizes(num_samples)))
     for label in split.labels.unique():  # the draws are decoded once per label
         own = split.labels == label
-        batch = select(split, own, model.device)
+        batch = to_batch(split[own], model.device)
         batch = importance.draw_labels(model, batch, num_samples, range(1))
         bounds[own] = _bounds(importance.prior_log_weights(model, batch, num_samples, recons.gray))
     return bounds

@@ -104,8 +104,7 @@ def neg_log_mean(log_w: Tensor, k: int) -> Tensor:
     With K < M it is the mean over the M // K groups of K weights: less noise, the same expectation.
     """
     groups = log_w[:, : log_w.shape[1] // k * k].unflatten(1, (-1, k))
-    bound: Tensor = (math.log(k) - groups.logsumexp(dim=-1)).mean(dim=-1)
-    return bound
+    return (math.log(k) - groups.logsumexp(dim=-1)).mean(dim=-1)
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The latent code: KL per dimension, active units, and a decomposition of the KL.
+"""The latent code: KL per dimension, active units, a decomposition of the KL, and probes of μ.
 
 E_x KL(q(z|x) ‖ p(z)) = I_q(x; z) + KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j))
                         mutual information, total correlation, dimension-wise KL
@@ -7,11 +7,19 @@ for the aggregate posterior q(z) = (1/N) Σ_n q(z|x_n) (Hoffman & Johnson 2016, 
 Chen et al. 2018, "Isolating sources of disentanglement", eq. 2). q(z) is a mixture of N known
 Gaussians: its logarithm is exact, and only the mean over z is sampled. The mutual information is
 that with the index of an image, so it cannot exceed log N.
+
+Probes are classifiers that predict the label from μ, trained on the training images' μ. The labels
+play no part in the training of an unconditional VAE.
 """
 
 import math
 
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from pipeline.model.network import Posterior
@@ -21,6 +29,11 @@ from pipeline.model.prior import Distribution, log_normal
 ACTIVE = 0.01  # Var_x(μ_j) above which a unit counts as active (Burda et al. 2016, section 5)
 CHUNK = 1 << 18  # densities computed at a time: what the cache of a core holds
 BUDGET = 500_000_000  # densities in all: one and a half seconds on one core
+PROBES = {
+    # Brute force is exact for any z_dim, with one order of the neighbors.
+    "knn_accuracy": KNeighborsClassifier(15, algorithm="brute"),
+    "probe_accuracy": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+}
 
 
 def kl_per_dimension(posterior: Posterior, prior: Distribution, eps: Tensor) -> Tensor:
@@ -67,6 +80,16 @@ def kl_split(posterior: Posterior, prior: Distribution, eps: Tensor) -> dict[str
         "total_correlation": joint - marginals,
         "dimension_wise_kl": marginals - prior.log_prob(z),
     }
+
+
+def correct(
+    name: str, train_mu: Tensor, train_labels: Tensor, mu: Tensor, labels: Tensor
+) -> Tensor:
+    """Whether a probe finds the label: codes [N, Z] → 0 or 1 per image of the test split."""
+    with threadpool_limits(1):  # with other sums its iterations end in other bits
+        PROBES[name].fit(train_mu.double().numpy(), train_labels.numpy())
+        predicted = PROBES[name].predict(mu.double().numpy())
+    return torch.from_numpy(predicted == labels.numpy()).float()
 
 
 def _log_aggregate(posterior: Posterior, z: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

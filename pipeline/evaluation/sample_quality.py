@@ -41,8 +41,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def _root(points: Tensor) -> Tensor:
     """Σ^½ [F, F], symmetric, of the covariance Σ of points [N, F]."""
     values, vectors = torch.linalg.eigh(torch.atleast_2d(points.T.cov()))
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    return root
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 @one_thread()

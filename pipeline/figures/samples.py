@@ -7,6 +7,7 @@ epochs and runs can be compared cell by cell.
 import torch
 from torch import Tensor
 
+from pipeline.data.datasets import Split
 from pipeline.figures.grids import COLUMNS
 from pipeline.model.network import to_batch
 from pipeline.model.objective import reparameterize
@@ -39,12 +40,9 @@ def rows_of_labels(model: VAE, labels: Tensor) -> Tensor:
 
 @one_thread()
 @torch.no_grad()
-def reconstruct(model: VAE, images: Tensor, labels: Tensor) -> Tensor:
-    """E[x|z] for one z ~ q(z|x) per image, with fixed noise: images uint8 [N, D], labels [N].
-
-    Returns [N, D] in [0, 1], on the CPU.
-    """
-    batch = to_batch(images, labels, model.device)
-    eps = standard_normal_columns(len(images), model.z_dim, PROTOCOL_SEED, "reconstruct")
+def reconstruct(model: VAE, split: Split) -> Tensor:
+    """E[x|z] for one z ~ q(z|x) per image, with fixed noise: [N, D] in [0, 1], on the CPU."""
+    batch = to_batch(split, model.device)
+    eps = standard_normal_columns(len(batch.x), model.z_dim, PROTOCOL_SEED, "reconstruct")
     z = reparameterize(model.encode(batch), eps.to(model.device))
     return model.mean(z, batch.y).cpu()

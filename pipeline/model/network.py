@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.datasets import to_unit
+from pipeline.data.datasets import Split, to_unit
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU,
@@ -26,9 +26,9 @@ class Batch(NamedTuple):
     y: Tensor | None = None  # [B], int64; None if the dataset has no labels
 
 
-def to_batch(images: Tensor, labels: Tensor, device: torch.device) -> Batch:
-    """Images uint8 [B, D] and labels [B] of a split, as a batch on `device`."""
-    return Batch(to_unit(images.to(device)), labels.to(device).long())
+def to_batch(split: Split, device: torch.device) -> Batch:
+    """All images of a split as a batch on `device`."""
+    return Batch(to_unit(split.images.to(device)), split.labels.to(device).long())
 
 
 class Posterior(NamedTuple):
@@ -97,8 +97,7 @@ class MLP(nn.Module):
 
     def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         """See Network."""
-        outputs: Tensor = self.decoder(beside(z, y, self.num_classes))
-        return outputs
+        return self.decoder(beside(z, y, self.num_classes))
 
 
 class Convolutional(nn.Module):
@@ -134,8 +133,7 @@ class Convolutional(nn.Module):
 
     def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
         """See Network."""
-        outputs: Tensor = self.up(self.inner.decode(z, y))
-        return outputs
+        return self.up(self.inner.decode(z, y))
 
 
 # Builds a network for an architecture with O decoder outputs.

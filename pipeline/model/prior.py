@@ -39,8 +39,12 @@ class Distribution(Protocol):
         """Return z ~ p(z) [N, Z] from ε [N, Z] ~ N(0, I) and u [N], uniform in [0, 1)."""
 
 
-class StandardNormal:
-    """N(0, I)."""
+class StandardNormal(nn.Module):
+    """N(0, I), without weights: a prior, and its own distribution."""
+
+    def forward(self, encode: Encode) -> Distribution:
+        """The distribution."""
+        return self
 
     def log_prob(self, z: Tensor) -> Tensor:
         """See Distribution."""
@@ -105,17 +109,6 @@ class Mixture:
         return self.mu[k] + torch.exp(0.5 * self.log_var[k]) * eps
 
 
-class NormalPrior(nn.Module):
-    """N(0, I), without weights."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-
-    def forward(self, encode: Encode) -> Distribution:
-        """The distribution."""
-        return StandardNormal()
-
-
 class MixturePrior(nn.Module):
     """A mixture of Gaussians with learned weights, means and variances."""
 
@@ -148,7 +141,7 @@ class VampPrior(nn.Module):
 
 
 PRIORS: dict[str, Callable[[Architecture], nn.Module]] = {
-    "normal": NormalPrior, "mixture": MixturePrior, "vamp": VampPrior,
+    "normal": lambda _: StandardNormal(), "mixture": MixturePrior, "vamp": VampPrior,
 }  # fmt: skip
 
 

@@ -59,8 +59,7 @@ class VAE(nn.Module):
 
     def p_z(self) -> Distribution:
         """p(z) with the present weights."""
-        distribution: Distribution = self.prior(lambda x: self.encode(Batch(x)))
-        return distribution
+        return self.prior(lambda x: self.encode(Batch(x)))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Z [..., Z] → parameters of p(x|z), [..., O]; y: labels, of the first dimensions of z."""

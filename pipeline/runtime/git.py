@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,10 +150,17 @@ def workspace(root: Path) -> Experiment | None:
     return replace(changed, baseline=last.commit) if changed else None
 
 
-def text_at(commit: str, path: str, root: Path) -> str:
-    """Return the text of a file in a commit; "" if the commit has no such file."""
-    listed = git("ls-tree", commit, "--", path, at=root)
-    return git("cat-file", "blob", f"{commit}:./{path}", at=root) if listed else ""
+def blobs(names: Sequence[str], root: Path) -> Iterator[bytes]:
+    """Return the contents of hashes or `COMMIT:./PATH`, by one git process; b"" for none."""
+    stdin = "".join(f"{name}\n" for name in names).encode()
+    output = io.BytesIO(git_bytes("cat-file", "--batch", at=root, stdin=stdin))
+    for _ in names:
+        *_, size = output.readline().split()
+        if size.isdigit():  # otherwise "missing"
+            yield output.read(int(size))
+            output.readline()
+        else:
+            yield b""
 
 
 def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> None:
@@ -207,11 +214,8 @@ def _extract(commit: str, root: Path, folder: Path) -> None:
     """
     listed = git_bytes("ls-tree", "-r", "-z", commit, at=root).split(b"\0")
     entries = [entry.partition(b"\t") for entry in listed if b" blob " in entry]
-    hashes = b"".join(about.split()[2] + b"\n" for about, _, _ in entries)
-    output = io.BytesIO(git_bytes("cat-file", "--batch", at=root, stdin=hashes))
-    for about, _, name in entries:
-        content = output.read(int(output.readline().split()[2]))
-        output.readline()
+    hashes = [about.split()[2].decode() for about, _, _ in entries]
+    for (about, _, name), content in zip(entries, blobs(hashes, root), strict=True):
         path = folder / os.fsdecode(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if about.startswith(b"100"):

@@ -42,8 +42,7 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
 def read_header(path: Path) -> dict[str, Any]:
     """The header of the file. Raises UserError if it is not a tensor file of this project."""
     with _reading(path), safe_open(path, framework="numpy") as file:
-        header: dict[str, Any] = json.loads((file.metadata() or {})[HEADER])
-    return header
+        return json.loads((file.metadata() or {})[HEADER])
 
 
 @contextmanager

@@ -19,13 +19,13 @@ from torch import Tensor
 from pipeline import paths
 from pipeline.data.datasets import Split, binarize, digest, load_split, to_unit
 from pipeline.errors import run
-from pipeline.evaluation import bounds, latent_code, latent_walks, plots, probe, reconstruction
+from pipeline.evaluation import bounds, latent_code, latent_walks, plots, reconstruction
 from pipeline.evaluation.bounds import summary
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.sample_quality import quality
 from pipeline.figures import grids, samples
 from pipeline.model.likelihood import LEBESGUE
-from pipeline.model.network import Posterior
+from pipeline.model.network import Posterior, to_batch
 from pipeline.model.vae import VAE, load_vae
 from pipeline.params import Params, load_params
 from pipeline.runtime.cores import share_of_cores
@@ -48,7 +48,7 @@ def main() -> None:
 
     terms, mse, posterior = bounds.elbo(model, split)
     summary(terms._asdict())  # raises, if the training has diverged, before it takes minutes
-    recons = reconstruction.choose(model, bounds.select(split, slice(10), device))
+    recons = reconstruction.choose(model, to_batch(split[:10], device))
     proposal = (params.eval_samples, params.eval_proposal_scale)
     evidence = bounds.evidence(model, split, recons, proposal, cores)
     per_image = {
@@ -132,7 +132,7 @@ def predict_labels(model: VAE, train: Split, test: Split, posterior: Posterior) 
     if not test.has_labels:
         return {}
     codes = (bounds.encode(model, train).mu, train.labels, posterior.mu, test.labels)
-    return summary({name: probe.correct(name, *codes) for name in probe.PROBES})
+    return summary({name: latent_code.correct(name, *codes) for name in latent_code.PROBES})
 
 
 def compare_samples(model: VAE) -> dict[str, float]:
@@ -177,11 +177,11 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
 
 def save_samples(model: VAE, split: Split) -> None:
     """Write 128 samples from the prior, and the first 64 images with their reconstructions."""
-    images, labels = split.images[:64], split.labels[:64]
+    first = split[:64]
     generated = samples.generate(model, samples.rows_of_labels(model, split.labels[:128]))
     grids.save_grid(generated, split.image_shape, paths.GENERATED)
-    reconstructed = samples.reconstruct(model, images, labels)
-    grids.save_pairs(to_unit(images), reconstructed, split.image_shape, paths.RECONSTRUCTED)
+    reconstructed = samples.reconstruct(model, first)
+    grids.save_pairs(to_unit(first.images), reconstructed, split.image_shape, paths.RECONSTRUCTED)
 
 
 if __name__ == "__main__":

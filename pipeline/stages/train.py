@@ -23,13 +23,13 @@ from pipeline.params import Params, load_params
 from pipeline.paths import DATASET, HISTORY, MODEL, SAMPLES
 from pipeline.runtime.cores import share_of_cores
 from pipeline.runtime.device import device_name, prepare_device, set_threads
-from pipeline.runtime.files import sha256_file, write_output
+from pipeline.runtime.files import sha256_file
 from pipeline.runtime.fingerprint import fingerprint, provenance
 from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.pending_run import follow_training
 from pipeline.training.best_epoch import BestEpoch
 from pipeline.training.checkpoint import Checkpoint, CheckpointFile
-from pipeline.training.fit import Record, columns, fit
+from pipeline.training.fit import Record, fit
 from pipeline.training.gradient import MAX_THREADS
 from pipeline.training.optimizer import Optimizer
 
@@ -42,11 +42,11 @@ def main() -> None:
     params = load_params()
     device = prepare_device(params.device)
     split = load_split(DATASET, "train", params.binarize).to(device)
-    train, val = split_images(split, params.val_size)
+    train, val = hold_out(split, params.val_size)
     if is_dynamic := params.binarize == "dynamic":
-        train, _ = split_images(load_split(DATASET, "train").to(device), params.val_size)
+        train, _ = hold_out(load_split(DATASET, "train").to(device), params.val_size)
     # The last images of the dataset: the same in every run, and held out if val_size allows it.
-    _, shown = hold_out(split, min(NUM_SAMPLES, len(split.images)))
+    shown = split[-NUM_SAMPLES:]
     model = build_model(params, split).to(device)
     objective = chosen(Objective, params)
     optimizer = Optimizer(
@@ -63,8 +63,7 @@ def main() -> None:
     print(f"train: {len(train.images)} images, {params.val_size} held out, on {device}")
     file = CheckpointFile(key, report)
     checkpoint = file.load() or Checkpoint(0, {}, {})
-    names = columns(objective, params.lr_schedule)
-    prepare_outputs(checkpoint, optimizer, best, names, shown)
+    prepare_outputs(checkpoint, optimizer, best, shown)
     epochs = range(checkpoint.epoch + 1, params.num_epochs + 1)
     records = fit(
         optimizer, train, val, epochs,
@@ -87,14 +86,6 @@ def main() -> None:
     print(f"train: wrote {weights}{MODEL}, {HISTORY} and {SAMPLES}/")
 
 
-def split_images(split: Split, val_size: int) -> tuple[Split, Split]:
-    """(for training, for validation). Raises UserError if nothing would be left to train on."""
-    if val_size >= len(split.images):
-        message = f"must be less than the {len(split.images)} images (got {val_size})"
-        raise UserError("params.yaml: val_size", message)
-    return hold_out(split, val_size)
-
-
 def build_model(params: Params, split: Split) -> VAE:
     """The untrained model that the parameters describe."""
     if params.conditional and not split.has_labels:
@@ -113,14 +104,13 @@ def chosen(kind: Any, params: Params, **others: object) -> Any:
 
 
 def prepare_outputs(
-    checkpoint: Checkpoint, optimizer: Optimizer, best: BestEpoch, names: list[str], shown: Split
+    checkpoint: Checkpoint, optimizer: Optimizer, best: BestEpoch, shown: Split
 ) -> None:
     """Restore the state and files of the checkpoint, or write the files of an untrained model."""
     with writing(SAMPLES):
-        for picture in SAMPLES.glob("*.png*"):  # DVC deletes them; without DVC they may be left
-            picture.unlink()
+        for path in (HISTORY, *SAMPLES.glob("*.png*")):  # without DVC they may be left
+            path.unlink(missing_ok=True)
     if checkpoint.epoch == 0:
-        write_output(HISTORY, f"{','.join(names)}\n".encode())
         save_samples(optimizer.model, shown, epoch=0)
         return
     checkpoint.restore_files()
@@ -153,19 +143,23 @@ def write_epochs(
 
 def save_samples(model: VAE, shown: Split, epoch: int) -> None:
     """Write what the model generates and reconstructs after `epoch`."""
-    images, labels = shown.images[-NUM_PAIRS:], shown.labels[-NUM_PAIRS:]
+    last = shown[-NUM_PAIRS:]
     generated = samples.generate(model, samples.rows_of_labels(model, shown.labels))
-    pairs = to_unit(images).cpu(), samples.reconstruct(model, images, labels)
+    pairs = to_unit(last.images).cpu(), samples.reconstruct(model, last)
     end = f"epoch-{epoch:04d}.png"
     grids.save_grid(generated, shown.image_shape, SAMPLES / f"generated-{end}")
     grids.save_pairs(*pairs, shown.image_shape, SAMPLES / f"reconstructed-{end}")
 
 
 def append(record: Record) -> None:
-    """Add a line to the history. Floats are written as Python does, so they read back equal."""
-    line = ",".join(map(repr, record.values()))
+    """Add a line to the history, the first one below the names of its columns.
+
+    Floats are written as Python does, so they read back equal.
+    """
+    names = "" if HISTORY.exists() else ",".join(record) + "\n"
+    line = ",".join(map(repr, record.values())) + "\n"
     with writing(HISTORY), HISTORY.open("a", encoding="utf-8") as history:
-        history.write(line + "\n")
+        history.write(names + line)
 
 
 def written_files() -> dict[str, bytes]:

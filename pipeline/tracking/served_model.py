@@ -77,8 +77,7 @@ class ServedVAE(PythonModel):
 
 
 def _invalid(message: str) -> MlflowException:
-    error: MlflowException = MlflowException.invalid_parameter_value(message)
-    return error
+    return MlflowException.invalid_parameter_value(message)
 
 
 set_model(ServedVAE())

@@ -15,8 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pipeline.data.datasets import Split, above, thresholds
-from pipeline.model.network import to_batch
+from pipeline.data.datasets import Split, above, thresholds, to_unit
+from pipeline.model.network import Batch, to_batch
 from pipeline.model.objective import NEG_ELBO, ElboTerms, Objective, elbo_terms
 from pipeline.model.vae import VAE
 from pipeline.runtime.device import limited_threads, one_thread
@@ -43,18 +43,10 @@ def columns(objective: Objective, lr_schedule: str = "constant") -> list[str]:
 
 
 def fit(
-    optimizer: Optimizer,
-    train: Split,
-    val: Split,
-    epochs: range,
-    *,
-    batch_size: int,
-    seed: int,
-    objective: Objective = NEG_ELBO,
-    binarize: bool = False,
-    best: BestEpoch | None = None,
+    optimizer: Optimizer, train: Split, val: Split, epochs: range, *, batch_size: int, seed: int,
+    objective: Objective = NEG_ELBO, binarize: bool = False, best: BestEpoch | None = None,
     report: Report = print,
-) -> Iterator[Record]:
+) -> Iterator[Record]:  # fmt: skip
     """Train the optimizer's model in place; yield a record with `columns` after every epoch.
 
     epochs: their numbers, the first of a training being 1. In a resumed training those that the
@@ -96,11 +88,9 @@ def fit(
         model.eval()
         order, eps, limits = draw(epoch + 1)  # while a GPU is still busy
         _check_finite(model, terms, epoch, batch_size)
-        means = _means("train", terms) | _means("val", _validate(model, val))
+        means = _means("train", terms) | _means("val", _validate(model, val, epoch))
         means |= {"epoch": epoch, "lr": rate}
         record = {name: means[name] for name in columns(objective, optimizer.lr_schedule)}
-        if len(val.images) and not math.isfinite(record["val/neg_elbo"]):
-            raise DivergenceError(f"the loss in epoch {epoch}, validation,")
         best.update(epoch, record["val/neg_elbo"])
         if epoch == epochs[-1] or best.stops(epoch):
             best.load()
@@ -112,7 +102,7 @@ def _choose_gradient(
     optimizer: Optimizer, objective: Objective, train: Split, batch_size: int, report: Report
 ) -> Gradient:
     model = optimizer.model
-    batch = to_batch(train.images[:batch_size], train.labels[:batch_size], model.device)
+    batch = to_batch(train[:batch_size], model.device)
     shape = (len(batch.x), objective.num_samples, model.z_dim)
     eps = standard_normal(shape, PROTOCOL_SEED, "check").to(model.device)
     # An error in the objective ends it here.
@@ -132,7 +122,7 @@ def _training_steps(optimizer: Optimizer, gradient: Gradient, batch_size: int) -
         terms = []
         batches = zip(*(tensor.split(batch_size) for tensor in (images, labels, eps)), strict=True)
         for x, y, batch_eps in batches:
-            terms.append(gradient(to_batch(x, y, x.device), batch_eps))
+            terms.append(gradient(Batch(to_unit(x), y.long()), batch_eps))
             optimizer.step()
         return _concatenate(terms)
 
@@ -170,21 +160,22 @@ def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> 
 @torch.no_grad()
 def _check_posterior(model: VAE, split: Split) -> None:
     """No later step would show what the last one did to μ, σ² and 1 / σ² of the first images."""
-    head = slice(VALIDATION_BATCH)
-    mu, log_var = model.encode(to_batch(split.images[head], split.labels[head], model.device))
+    mu, log_var = model.encode(to_batch(split[:VALIDATION_BATCH], model.device))
     check_finite(mu.square() + log_var.abs().exp(), "q(z|x) after the last epoch")
 
 
+@one_thread()
 @torch.no_grad()
-def _validate(model: VAE, val: Split) -> ElboTerms:
+def _validate(model: VAE, val: Split, epoch: int) -> ElboTerms:
     size = len(val.images)
     if size == 0:
-        return ElboTerms(*(torch.empty(0) for _ in ElboTerms._fields))
+        return ElboTerms(*(torch.tensor([math.nan]) for _ in ElboTerms._fields))
     eps = standard_normal((size, 1, model.z_dim), PROTOCOL_SEED, "validate").to(model.device)
-    data = (val.images, val.labels, eps)
-    parts = zip(*(tensor.split(VALIDATION_BATCH) for tensor in data), strict=True)
-    with one_thread():
-        return _concatenate([elbo_terms(model, to_batch(x, y, x.device), e) for x, y, e in parts])
+    chunks = torch.arange(size).split(VALIDATION_BATCH)
+    batches = [(to_batch(val[chosen], model.device), eps[chosen]) for chosen in chunks]
+    terms = _concatenate([elbo_terms(model, *batch) for batch in batches])
+    check_finite(terms.loss, f"the loss in epoch {epoch}, validation,")
+    return terms
 
 
 def _concatenate(batches: list[ElboTerms]) -> ElboTerms:
@@ -193,9 +184,6 @@ def _concatenate(batches: list[ElboTerms]) -> ElboTerms:
 
 def _means(split: str, terms: ElboTerms) -> Record:
     values = {**terms._asdict(), "neg_elbo": terms.neg_elbo}
-    return {f"{split}/{name}": _mean(value) for name, value in values.items()}
-
-
-def _mean(values: Tensor) -> float:
     # NumPy adds in float64 on one thread: the same bits for any number of threads.
-    return float(values.cpu().numpy().mean(dtype="float64")) if len(values) else math.nan
+    means = {name: value.cpu().numpy().mean(dtype="float64") for name, value in values.items()}
+    return {f"{split}/{name}": float(mean) for name, mean in means.items()}

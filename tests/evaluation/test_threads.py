@@ -52,7 +52,7 @@ def total_correlation(split: Split, threads: int) -> Iterable[torch.Tensor]:
 
 def pictures(split: Split, threads: int) -> Iterable[torch.Tensor]:
     walks = decode(MODEL, NOISE[0, :600, :20].view(30, 20, 20), LABELS[:30])
-    return walks, generate(MODEL, LABELS), reconstruct(MODEL, split.images, split.labels)
+    return walks, generate(MODEL, LABELS), reconstruct(MODEL, split)
 
 
 @pytest.mark.parametrize(

@@ -19,16 +19,16 @@ def test_samples_use_the_same_noise_each_time_and_only_the_decoder():
 
 
 def test_reconstructions_sample_z_with_the_same_noise_each_time(small_test):
-    model, images, labels = small_vae(), small_test.images[:5], small_test.labels[:5]
-    first = reconstruct(model, images, labels)
-    assert first.shape == (5, 784) and torch.equal(reconstruct(model, images, labels), first)
-    mu, _ = model.encode(to_batch(images, labels, model.device))
+    model, split = small_vae(), small_test[:5]
+    first = reconstruct(model, split)
+    assert first.shape == (5, 784) and torch.equal(reconstruct(model, split), first)
+    mu, _ = model.encode(to_batch(split, model.device))
     assert not torch.allclose(model.mean(mu), first, atol=1e-4)
 
 
 def test_labels_reach_the_decoder(small_test):
     model, labels = show_labels(small_vae()), small_test.labels[:5]
-    for images in (generate(model, labels), reconstruct(model, small_test.images[:5], labels)):
+    for images in (generate(model, labels), reconstruct(model, small_test[:5])):
         assert torch.equal(images, torch.sigmoid(labels.float()).unsqueeze(1).expand(5, 784))
 
 

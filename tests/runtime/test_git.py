@@ -190,8 +190,8 @@ def test_workspace_is_an_experiment_once_its_lock_has_changed(root):
     repro()
     changed = git.workspace(root)
     assert changed.baseline == run_git("rev-parse", "HEAD")
-    assert git.text_at(changed.commit, "dvc.lock", root) == Path("dvc.lock").read_text()
-    assert git.text_at(changed.commit, "no such file", root) == ""
+    names = [f"{changed.commit}:./{name}" for name in ("dvc.lock", "no such file")]
+    assert list(git.blobs(names, root)) == [Path("dvc.lock").read_bytes(), b""]
     commit()
     os.utime("dvc.lock", (0, 0))
     assert git.workspace(root) is None, "touched only"

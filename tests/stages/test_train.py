@@ -153,7 +153,8 @@ def test_divergence_is_one_message_and_leaves_no_model(workplace):
         train.main()
     assert error.value.subject == "params.yaml: learning_rate" and "batch_size" in str(error.value)
     assert not paths.MODEL.exists() and not checkpoints()
-    assert "nan" not in paths.HISTORY.read_text(), "no line for the epoch that failed"
+    history = paths.HISTORY.read_text() if paths.HISTORY.exists() else ""
+    assert "nan" not in history, "no line for the epoch that failed"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA")
@@ -172,7 +173,7 @@ def test_what_only_the_last_step_broke_is_found(workplace, val_size):
     set_params(workplace, changes)
     with error_about("params.yaml: learning_rate"):
         train.main()
-    assert not paths.MODEL.exists() and paths.HISTORY.read_text().count("\n") == 1
+    assert not paths.MODEL.exists() and not paths.HISTORY.exists()
 
 
 class Fault(BaseException):

@@ -1,6 +1,5 @@
 """Runs as their commits recorded them. What a run lacks becomes a note."""
 
-import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from dvc.repo import Repo
 from pipeline.errors import UserError
 from pipeline.params import DEFAULTS, parse_yaml
 from pipeline.paths import CLASSIFIER_REPORT, DVC_LOCK, EVALUATION, MODEL, PER_IMAGE
-from pipeline.runtime.git import Experiment, git_bytes
+from pipeline.runtime import git
+from pipeline.runtime.git import Experiment
 
 FILES = (DVC_LOCK, EVALUATION, CLASSIFIER_REPORT)
 UNREADABLE = (UserError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException)
@@ -43,15 +43,9 @@ class Run:
 def read_blobs(root: Path, commits: Iterable[str], paths: Iterable[Path]) -> Blobs:
     """Read the paths that exist in each commit, with one git process for all of them."""
     keys = list(product(commits, paths))
-    names = "".join(f"{commit}:./{path.as_posix()}\n" for commit, path in keys)
-    output = io.BytesIO(git_bytes("cat-file", "--batch", at=root, stdin=names.encode()))
-    blobs = {}
-    for key in keys:
-        *_, size = output.readline().split()
-        if size.isdigit():  # otherwise "missing"
-            blobs[key] = output.read(int(size))
-            output.readline()
-    return blobs
+    names = [f"{commit}:./{path.as_posix()}" for commit, path in keys]
+    found = zip(keys, git.blobs(names, root), strict=True)
+    return {key: content for key, content in found if content}
 
 
 def read_runs(chosen: Mapping[str, Experiment], root: Path) -> list[Run]:

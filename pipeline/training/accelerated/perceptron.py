@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.model.likelihood import Bernoulli
 from pipeline.model.network import MLP, Batch
 from pipeline.model.objective import ElboTerms
-from pipeline.model.prior import NormalPrior, gaussian_kl
+from pipeline.model.prior import StandardNormal, gaussian_kl
 from pipeline.model.vae import VAE
 from pipeline.training.accelerated.layers import Columns, Rows
 
@@ -36,7 +36,7 @@ class PerceptronGradient:
     def __init__(self, model: VAE, layer_type: type[Rows] | type[Columns]) -> None:
         network = model.network
         others = (type(model.likelihood), type(model.prior))
-        if type(network) is not MLP or others != (Bernoulli, NormalPrior):
+        if type(network) is not MLP or others != (Bernoulli, StandardNormal):
             raise TypeError("a gradient is written out for mlp, bernoulli and normal only")
         if model.architecture.num_classes:
             raise TypeError("no gradient is written out for conditional models")

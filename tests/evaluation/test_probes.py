@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.probe import correct
+from pipeline.evaluation.latent_code import correct
 from pipeline.runtime.randomness import generator
 
 
