@@ -7,7 +7,6 @@ DVC_YAML = Path("dvc.yaml")
 DVC_LOCK = Path("dvc.lock")
 
 OWN = Path("data/own")  # the user's own images
-RAW = Path("data/raw")  # what was downloaded, under the root of the repository
 
 # data/: read by machines, in DVC's cache
 DATASET = Path("data/dataset.safetensors")

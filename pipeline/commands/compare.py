@@ -5,16 +5,17 @@ default all). Prints a table and writes reports/compare.html, one file for a bro
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.commands.comparison import configurations, page, tables
 from pipeline.commands.comparison.choice import HEAD, available, command, find
-from pipeline.commands.comparison.links import links
 from pipeline.commands.comparison.runs import Run, read_runs
 from pipeline.errors import UserError
+from pipeline.params import DEFAULTS
 from pipeline.paths import COMPARISON
-from pipeline.runtime.files import home, write_output
+from pipeline.runtime.files import home, sha256_file, write_output
 from pipeline.runtime.git import Experiment
 
 
@@ -58,3 +59,35 @@ def choose_baseline(measured: Sequence[Run], wanted: str | None) -> str:
         advice = "`dvc repro` creates those of HEAD, `dvc exp run -S z_dim=2` those of another run"
         raise UserError("compare", f"fewer than two runs have results; {advice}")
     return names[0]
+
+
+def links(runs: Sequence[Run], root: Path) -> tuple[dict[str, Any], str]:
+    """Return (name, URL) in MLflow of each run, and a note about these links.
+
+    A run is found by its parameters and the sha256 of its model file. A store that cannot be used
+    costs the note.
+    """
+    # MLflow takes seconds to import.
+    from pipeline.tracking.address import StoreError  # noqa: PLC0415
+    from pipeline.tracking.client import existing_store  # noqa: PLC0415
+
+    try:
+        store = existing_store(root)
+        tracked = store.runs() if store else []
+    except StoreError as error:
+        return {}, f"no links to runs: {error}"
+    if not store or not tracked:
+        return {}, "no runs yet; `python -m pipeline log-all` uploads them"
+    known = {}
+    for entry in sorted(tracked, key=lambda entry: entry.info.status == "FINISHED"):
+        key = _key(entry.data.params, entry.data.tags.get("model.sha256", ""))
+        known[key] = (entry.info.run_name, store.url(entry))
+    cached = [run for run in runs if run.model.is_file()]
+    found = {run.name: known.get(_key(run.params, sha256_file(run.model))) for run in cached}
+    return found, "links to runs of the local store work while `make ui` runs"
+
+
+def _key(params: Mapping[str, object], model_sha256: str) -> frozenset[object]:
+    return frozenset(
+        [model_sha256, *((key, str(value)) for key, value in {**DEFAULTS, **params}.items())]
+    )

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.commands.file_diff import IDENTICAL, file_diff, read_numbers
 from pipeline.errors import UserError
-from pipeline.paths import METRICS, MODEL, OWN, RAW
+from pipeline.paths import METRICS, MODEL, OWN
 from pipeline.runtime.files import home
 from pipeline.runtime.git import clone
 from pipeline.runtime.tensor_file import read_header
@@ -80,9 +80,12 @@ def find_run(runs: list[Run], word: str) -> Run:
 
 def execute(folder: Path) -> None:
     """Execute all stages but `log` in `folder`."""
-    # `download` checks each file, and fetches those that are missing.
-    for data in filter(Path.is_dir, (home() / path for path in (RAW, OWN))):
-        shutil.copytree(data, folder / data.relative_to(home()), dirs_exist_ok=True)
+    raw = home() / "data" / "raw"  # a cache for all experiments: `download` verifies each file
+    raw.mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "raw").symlink_to(raw)
+    if (home() / OWN).is_dir():
+        shutil.copytree(home() / OWN, folder / OWN, dirs_exist_ok=True)
     ours = ("DVC_", "MLFLOW_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     command = [sys.executable, "-m", "dvc", "repro", "evaluate"]

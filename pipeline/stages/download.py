@@ -10,7 +10,7 @@ from pipeline.data.own import read_own
 from pipeline.data.sources import fetch
 from pipeline.errors import run
 from pipeline.params import load_params
-from pipeline.paths import DATASET, OWN, RAW
+from pipeline.paths import DATASET, OWN
 from pipeline.runtime.files import home
 
 
@@ -27,7 +27,7 @@ def main() -> None:
 
 def read_original(dataset: Dataset) -> Splits:
     """The splits of a dataset of the catalog, as torchvision reads its files."""
-    raw = home() / RAW / dataset.torchvision_class / "raw"
+    raw = home() / "data" / "raw" / dataset.torchvision_class / "raw"
     fetch(dataset, raw)
     # Its datasets would prefer what older versions left in `processed` beside the verified files.
     from torchvision.datasets.mnist import read_image_file, read_label_file  # noqa: PLC0415 (1.2 s)
