@@ -59,7 +59,7 @@ def weights(model: VAE, split: Split, num_samples: int, scale: float) -> Tensor:
         return log_weights(model, batch, eps, FAST["bernoulli"].gray, scale)
 
     starts = range(0, len(split.images), AT_A_TIME)
-    return torch.cat(list(in_order(compute, starts, threads)))
+    return torch.cat(list(in_order(compute, starts, torch.device("cpu"), threads)))
 
 
 def part(split: Split, chosen: slice) -> Split:

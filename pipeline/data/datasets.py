@@ -62,12 +62,11 @@ def load_split(path: Path, split: str, binarization: str = "none") -> Split:
     except (KeyError, ValueError) as error:
         message = "is not a dataset of this project; run `dvc repro download`"
         raise UserError(path, message) from error
-    labels = tensors.get(f"{split}_labels")
-    no_labels = images.new_zeros(len(images))
+    labels = tensors.get(f"{split}_labels", images.new_zeros(len(images)))
     flat = images.flatten(start_dim=1)
     if binarization != "none":
         flat = binarize(flat, PURPOSES[split])
-    return Split(flat, no_labels if labels is None else labels, (height, width), labels is not None)
+    return Split(flat, labels, (height, width), f"{split}_labels" in tensors)
 
 
 def hold_out(split: Split, val_size: int) -> tuple[Split, Split]:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline.data.datasets import Split
 from pipeline.evaluation.bounds import in_order
@@ -110,9 +109,7 @@ def evidence(model: VAE, split: Split, workers: int) -> Tensor:
         return neg_log_evidence(model, batch, images, noise).cpu()
 
     starts = range(0, len(split.images), CHUNK)
-    chunks = in_order(compute, starts, workers if model.device.type == "cpu" else 1)
-    progress = tqdm(chunks, "-log p(x)", len(starts), unit=f"x{CHUNK} images", disable=None)
-    return torch.cat(list(progress))
+    return torch.cat(list(in_order(compute, starts, model.device, workers)))
 
 
 @torch.no_grad()

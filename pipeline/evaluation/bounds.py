@@ -112,9 +112,7 @@ def evidence(
         return Evidence(_bounds(widened), _bounds(plain), neg_log_b, ess)
 
     starts = range(0, len(split.images), step)
-    chunks = in_order(compute, starts, workers) if device.type == "cpu" else map(compute, starts)
-    progress = tqdm(chunks, "-log p(x)", len(starts), unit=f"x{step} images", disable=None)
-    return Evidence(*concatenate(progress))
+    return Evidence(*concatenate(in_order(compute, starts, device, workers)))
 
 
 @one_thread()
@@ -129,12 +127,20 @@ def prior_bounds(model: VAE, split: Split, recons: Recons, num_samples: int) -> 
     return bounds
 
 
-def in_order(compute: Callable[[int], T], starts: range, workers: int) -> Iterator[T]:
-    """`compute` of each of `starts`, `workers` at a time: PyTorch releases the GIL."""
+def in_order(
+    compute: Callable[[int], T], starts: range, device: torch.device, workers: int
+) -> Iterator[T]:
+    """`compute` of each of `starts`, with a progress bar.
+
+    On the CPU it computes `workers` at a time: PyTorch releases the GIL.
+    """
     # PyTorch's number of threads is a property of each Python thread.
+    workers = workers if device.type == "cpu" else 1
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    unit = f"x{starts.step} images"
     with one_thread(), pool:
-        yield from pool.map(compute, starts)
+        chunks = pool.map(compute, starts)
+        yield from tqdm(chunks, "-log p(x)", len(starts), unit=unit, disable=None)
 
 
 def summary(per_image: Mapping[str, Tensor]) -> dict[str, float]:

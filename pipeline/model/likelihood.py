@@ -42,8 +42,8 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """E[x|z], [..., O] → [..., D] in [0, 1]: what a picture shows."""
-        raise NotImplementedError
+        """E[x|z], [..., O] → [..., D] in [0, 1]: what a picture shows. Here the sigmoid."""
+        return torch.sigmoid(outputs)
 
 
 class Bernoulli(Likelihood):
@@ -61,10 +61,6 @@ class Bernoulli(Likelihood):
         # Above the threshold log(1 + e^l) equals l, also in float64.
         softplus = F.softplus(outputs, threshold=40)
         return torch.addcmul(softplus, outputs, x, value=-1).sum(dim=-1)
-
-    def mean(self, outputs: Tensor) -> Tensor:
-        """Sigmoid of the logits."""
-        return torch.sigmoid(outputs)
 
 
 class ContinuousBernoulli(Likelihood):
@@ -127,10 +123,6 @@ class Gaussian(Likelihood):
         variance = self._variance(errors)
         constants = 0.5 * errors.shape[-1] * torch.log(2 * math.pi * variance)
         return errors.sum(dim=-1) / (2 * variance) + constants
-
-    def mean(self, outputs: Tensor) -> Tensor:
-        """M, the sigmoid of the outputs."""
-        return torch.sigmoid(outputs)
 
     def _variance(self, errors: Tensor) -> Tensor:
         if self.sigma == "learned":

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import joblib
 
-from pipeline.runtime.files import home
-from pipeline.runtime.locks import is_locked, try_lock
+from pipeline.runtime.files import home, is_locked, try_lock
 
 POLL_SECONDS = 1.0
 

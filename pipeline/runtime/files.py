@@ -1,11 +1,21 @@
-"""Paths that outlive an experiment's temporary directory, and files that survive a crash."""
+"""Paths that outlive an experiment's temporary directory, files that survive a crash, and locks.
+
+A lock is held until it is given back or its process ends, however it ends. On a disk without locks
+every lock is free: nothing is shared, and nothing fails.
+"""
 
 import hashlib
+import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pipeline.errors import writing
+
+_held: dict[Path, FileLock] = {}
 
 
 def home() -> Path:
@@ -43,6 +53,11 @@ def write_output(path: Path, content: bytes) -> None:
         atomic_write(path, content)
 
 
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write a report, on several lines."""
+    write_output(path, f"{json.dumps(values, indent=2, allow_nan=False)}\n".encode())
+
+
 def atomic_write(path: Path, content: bytes) -> None:
     """Replace the file. After a kill or a crash it has the old content or the new content.
 
@@ -60,3 +75,34 @@ def atomic_write(path: Path, content: bytes) -> None:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
+
+
+def try_lock(path: Path) -> bool:
+    """Lock the file for this process. False if another process has locked it."""
+    if path in _held:
+        return True
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError:
+        return True
+    _held[path] = lock
+    return True
+
+
+def unlock(path: Path) -> None:
+    """Give the lock back before the process ends."""
+    if lock := _held.pop(path, None):
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process, this one included, has locked the file."""
+    if path in _held:
+        return True
+    is_free = try_lock(path)
+    unlock(path)
+    return not is_free

@@ -21,9 +21,15 @@ import psutil
 
 from pipeline.errors import UserError
 from pipeline.paths import MODEL
-from pipeline.runtime.files import checkpoint_path, home, sha256_file, write_output
+from pipeline.runtime.files import (
+    checkpoint_path,
+    home,
+    is_locked,
+    sha256_file,
+    try_lock,
+    write_output,
+)
 from pipeline.runtime.git import here
-from pipeline.runtime.locks import is_locked, try_lock
 
 CODE = Path(__file__).parents[2]
 PATIENCE = 2.0  # seconds that the follower has to finish after the training has ended
@@ -108,8 +114,10 @@ def follow_training(fingerprint: str, provenance: Mapping[str, Any]) -> Iterator
     Yields the record, of a new execution or of an interrupted one with the same fingerprint.
     """
     experiment = os.environ.get("DVC_EXP_NAME", "")
-    record = PendingRun(experiment, fingerprint, dict(provenance), uuid.uuid4().hex, _source())
+    record = PendingRun(experiment, fingerprint, dict(provenance), uuid.uuid4().hex)
     record.host, record.process = _host(), dvc_process()
+    with suppress(UserError, OSError):  # the follower and `log` ask git again, and report it
+        record.source = asdict(here())
     interrupted = find_pending(fingerprint=fingerprint, experiment=experiment)
     # DVC gives an experiment a new name each time, unless the user names it.
     interrupted = interrupted or find_pending(fingerprint=fingerprint, model_sha256="")
@@ -169,10 +177,3 @@ def _host() -> str:
 
 def _folder() -> Path:
     return home() / ".dvc" / "tmp" / "runs"
-
-
-def _source() -> dict[str, Any] | None:
-    try:
-        return asdict(here())
-    except (UserError, OSError):  # the follower and `log` ask git again, and report its message
-        return None

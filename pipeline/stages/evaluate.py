@@ -30,7 +30,7 @@ from pipeline.model.vae import VAE, load_vae
 from pipeline.params import Params, load_params
 from pipeline.runtime.cores import share_of_cores
 from pipeline.runtime.device import prepare_device, set_threads
-from pipeline.runtime.files import sha256_file, write_output
+from pipeline.runtime.files import sha256_file, write_json, write_output
 from pipeline.runtime.pending_run import mark_failure
 
 HEADLINE = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance", "knn_accuracy")
@@ -83,8 +83,7 @@ def main() -> None:
     metrics["num_images"] = len(split.images)
     headline = {name: metrics[name] for name in HEADLINE if name in metrics}
     for path, values in ((paths.METRICS, headline), (paths.EVALUATION, metrics)):
-        text = json.dumps({"test": values}, indent=2, allow_nan=False)
-        write_output(path, f"{text}\n".encode())
+        write_json(path, {"test": values})
     shown = "-log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image, -ELBO {neg_elbo:.2f}"
     print(f"evaluate: {len(split.images)} test images:", shown.format(**metrics))
     print(f"evaluate: wrote {paths.EVALUATION}, {paths.METRICS}, tables and figures")
@@ -92,12 +91,9 @@ def main() -> None:
 
 
 def describe_bounds(
-    model: VAE,
-    split: Split,
-    recons: reconstruction.Recons,
-    evidence: bounds.Evidence,
+    model: VAE, split: Split, recons: reconstruction.Recons, evidence: bounds.Evidence,
     num_samples: int,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Write and draw the bounds of −log p(x) over K; return that from the prior."""
     prior = bounds.prior_bounds(model, split, recons, num_samples)
     columns = zip(evidence.widened.T, evidence.plain.T, prior.T, strict=True)
@@ -147,9 +143,9 @@ def compare_samples(model: VAE) -> dict[str, float]:
     classifier = load_classifier(paths.CLASSIFIER)
     fake = classify(classifier, samples.generate(model, split.labels))
     real = classify(classifier, split.images)
-    classes = pd.DataFrame({"samples": fake.classes, "test": real.classes})
-    shares = classes.apply(lambda column: column.value_counts(normalize=True))
-    shares = shares.reindex(range(classifier.num_classes), fill_value=0.0).fillna(0.0)
+    found = {"samples": fake.classes, "test": real.classes}
+    counts = {name: each.bincount(minlength=classifier.num_classes) for name, each in found.items()}
+    shares = pd.DataFrame(counts) / len(split.images)
     write_output(paths.CLASSES, shares.rename_axis("label").to_csv().encode())
     scores = quality(real.features, fake.features)
     if model.architecture.num_classes:

@@ -4,16 +4,14 @@ It depends on the dataset alone, so DVC runs it once for all experiments. The fl
 the score of real training images against the test images.
 """
 
-import json
 import math
-from collections.abc import Mapping
 
 from pipeline.data.datasets import load_split
 from pipeline.errors import run
 from pipeline.evaluation import classifier
 from pipeline.evaluation.sample_quality import quality
 from pipeline.paths import CLASSIFIER, CLASSIFIER_REPORT, DATASET
-from pipeline.runtime.files import sha256_file, write_output
+from pipeline.runtime.files import sha256_file, write_json
 from pipeline.runtime.pending_run import mark_failure
 from pipeline.runtime.tensor_file import write_tensors
 
@@ -27,7 +25,7 @@ def main() -> None:
     train, test = load_split(DATASET, "train"), load_split(DATASET, "test")
     if not train.has_labels:
         write_tensors(CLASSIFIER, {}, {"classifier": None})
-        write_report({"classifier": {"sha256": sha256_file(CLASSIFIER)}})
+        write_json(CLASSIFIER_REPORT, {"classifier": {"sha256": sha256_file(CLASSIFIER)}})
         print(f"train_classifier: the dataset has no labels; wrote an empty {CLASSIFIER}")
         return
     count = min(len(train.images), len(test.images))
@@ -50,17 +48,11 @@ def main() -> None:
         },
         "floor": floor | {"num_images": count},
     }
-    write_report(report)
+    write_json(CLASSIFIER_REPORT, report)
 
     distance = f"Frechet distance of training images {floor['frechet_distance']:.4f}"
     print(f"train_classifier: accuracy {accuracy:.2%} on test images; {distance}")
     print(f"train_classifier: wrote {CLASSIFIER} and {CLASSIFIER_REPORT}")
-
-
-def write_report(report: Mapping[str, object]) -> None:
-    """Write the report."""
-    text = json.dumps(report, indent=2, allow_nan=False)
-    write_output(CLASSIFIER_REPORT, f"{text}\n".encode())
 
 
 if __name__ == "__main__":

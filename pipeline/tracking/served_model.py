@@ -29,11 +29,9 @@ class ServedVAE(PythonModel):
 
     # MLflow would take other type hints for a signature, and warns if there are none.
     def predict(
-        self,
-        context: PythonModelContext | None,
-        model_input: np.ndarray,
+        self, context: PythonModelContext | None, model_input: np.ndarray,
         params: dict[str, Any] | None = None,
-    ) -> np.ndarray | dict[str, np.ndarray]:
+    ) -> np.ndarray | dict[str, np.ndarray]:  # fmt: skip
         """Map z [n, z_dim] to E[x|z], or x [n, D] to μ and log σ² of q(z|x), or to E[x|z=μ].
 
         Nothing is random. Raises MlflowException (status 400 from a server) for another task,

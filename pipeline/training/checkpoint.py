@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.runtime.files import atomic_write, checkpoint_path, write_output
-from pipeline.runtime.locks import try_lock, unlock
+from pipeline.runtime.files import atomic_write, checkpoint_path, try_lock, unlock, write_output
 
 MAX_SHARE = 0.02  # of the time of a training
 EPOCH = "epoch"

@@ -110,8 +110,8 @@ def test_an_error_in_a_job_ends_all_of_them(set_threads):
     set_threads(4)
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError):
-        list(in_order(compute, range(20), 3))
-    jobs = in_order(compute, range(20), 3)
+        list(in_order(compute, range(20), torch.device("cpu"), 3))
+    jobs = in_order(compute, range(20), torch.device("cpu"), 3)
     next(jobs)
     jobs.close()
     assert (threading.active_count(), torch.get_num_threads()) == (before, 4)
