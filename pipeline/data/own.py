@@ -103,7 +103,7 @@ def _requirements(arrays: Arrays) -> Iterator[tuple[bool, str]]:
     counts = [(len(each),) for each in images]
     yield [each.shape for each in labels] == counts, "must have one label per image"
     yield all(each.dtype.kind in "iu" for each in labels), "labels must be integers"
-    known = np.isin(labels[-1], labels[0]).all()
+    known = bool(np.isin(labels[-1], labels[0]).all())
     yield known, "test_labels has a class that labels lacks"
     fits = len(np.unique(labels[0])) <= MAX_CLASSES
     yield fits, f"must have at most {MAX_CLASSES} classes"
