@@ -30,6 +30,7 @@ SHOWN = ("nll", "neg_elbo", "recon", "kl", "active_units", "frechet_distance")
 COLUMNS = [f"metrics.`test/{name}`" for name in SHOWN]
 COLUMNS += [f"params.`{name}`" for name in ("z_dim", "h_dim", "num_epochs", "seed")]
 VIEW = {"orderByKey": COLUMNS[0], "orderByAsc": True, "selectedColumns": COLUMNS}
+MAX_RUNS = 50_000  # that MLflow returns
 LOCAL_UI = "http://127.0.0.1:5000"  # `make ui`
 
 
@@ -72,12 +73,7 @@ class Store:
     @store_errors()
     def runs(self) -> list[Run]:
         """Every run of the experiment that is not deleted."""
-        page = self.client.search_runs([self.experiment_id])
-        runs = list(page)
-        while page.token:
-            page = self.client.search_runs([self.experiment_id], page_token=page.token)
-            runs += page
-        return runs
+        return list(self.client.search_runs([self.experiment_id], max_results=MAX_RUNS))
 
     @store_errors()
     def close(self, run_id: str, status: str, ended: int | None = None) -> None:

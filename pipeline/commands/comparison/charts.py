@@ -18,7 +18,6 @@ from pipeline.paths import BOUND, HISTORY, KL_PER_DIMENSION
 COLORS = ("#1f7fc4", "#d55e00", "#009e73", "#c9669b", "#d18f00", "#7c68c8", "#7f7f7f")
 MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "hexagon")
 GLYPHS = ("●", "■", "◆", "▲", "✚", "▼", "★", "⬢")  # the same marks in text
-POINTS = 80  # of a curve, at most
 DOTS = ("nll", "neg_elbo", "nll_binarized", "frechet_distance", "knn_accuracy", "active_units")
 
 
@@ -96,14 +95,12 @@ def overlay(curve: Curve, comparison: Comparison, shown: Sequence[str], blobs: B
 
 
 def read_table(curve: Curve, content: bytes) -> pd.DataFrame:
-    """Return x and the first y that has values, thinned; no columns if the report has none."""
+    """Return x and the first y that has values; no columns if the report has none."""
     try:
         table = pd.read_csv(io.BytesIO(content)).dropna(axis="columns", how="all").round(4)
     except ValueError:
         return pd.DataFrame()
-    columns = [name for name in (curve.x, *curve.y) if name in table][:2]
-    places = np.unique(np.geomspace(1, len(table), POINTS).astype(int)) - 1
-    return table[columns].iloc[places]
+    return table[[name for name in (curve.x, *curve.y) if name in table][:2]]
 
 
 def dots(comparison: Comparison, name: str) -> Chart:
