@@ -107,9 +107,8 @@ def prepare_outputs(
     checkpoint: Checkpoint, optimizer: Optimizer, best: BestEpoch, shown: Split
 ) -> None:
     """Restore the state and files of the checkpoint, or write the files of an untrained model."""
-    with writing(SAMPLES):
-        for path in (HISTORY, *SAMPLES.glob("*.png*")):  # without DVC they may be left
-            path.unlink(missing_ok=True)
+    for path in (HISTORY, *SAMPLES.glob("*.png*")):  # DVC deletes them; without it they may be left
+        path.unlink(missing_ok=True)
     if checkpoint.epoch == 0:
         save_samples(optimizer.model, shown, epoch=0)
         return
