@@ -120,8 +120,8 @@ def queue(chosen: list[str], present: set[str]) -> list[str]:
     queued = []
     for key in chosen:
         table = TABLES[key]
-        for row, changes in enumerate(table.rows.values()):
-            for seed in range(1, table.seeds + 1):
+        for seed in range(1, table.seeds + 1):
+            for row, changes in enumerate(table.rows.values()):
                 experiment = name(key, row, seed)
                 if experiment in present:
                     continue
