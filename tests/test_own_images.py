@@ -26,7 +26,7 @@ def test_the_images_are_not_committed_and_an_experiment_elsewhere_reports_it(rep
     repo.run("git", "checkout", "-q", ".")
     repo.run("dvc", "checkout", "-q")
     output = repo.run("dvc", "exp", "run", "--temp", "-S", "z_dim=3", ok=False)
-    assert "data/own: has no images; " in output
+    assert "data/own: has no images: " in output
 
 
 def test_images_that_dvc_tracks_are_in_every_experiment(repo):

@@ -38,8 +38,8 @@ def read_own(folder: Path) -> Splits:
     """
     files = [path for path in sorted(folder.rglob("*")) if _is_data(path, folder)]
     if not files:
-        advice = "an experiment of --temp or a queue has what git or `dvc add` tracks"
-        raise UserError(folder, f"has no images; {advice}")
+        advice = "with --temp or in a queue, `dvc add` them first"
+        raise UserError(folder, f"has no images: put pictures or one .npz file there; {advice}")
     packed = [path for path in files if path.suffix in (".npy", ".npz")]
     arrays = _read_arrays(packed[0], files) if packed else _read_pictures(folder, files)
     for holds, requirement in _requirements(arrays):

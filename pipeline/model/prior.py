@@ -75,7 +75,7 @@ class Mixture:
         self.mu, self.log_var = components
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """With two products of matrices: terms as large as z² / σ_k² cancel."""
+        """As products of matrices, and so in float64: terms as large as z² / σ_k² cancel."""
         z, mu, log_var = (tensor.to(_exact(z)) for tensor in (z, self.mu, self.log_var))
         precision = torch.exp(-log_var)
         peak = self.log_weights - 0.5 * (mu.square() * precision + log_var + LOG_2PI).sum(dim=-1)
