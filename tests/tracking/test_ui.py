@@ -104,7 +104,9 @@ def page(store, tmp_path_factory) -> Iterator[Page]:
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", size, profile):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with started(make, store.root, os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+    # MLflow sets MLFLOW_TRACKING_URI to the store of the test before.
+    shell = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    with started(make, store.root, shell | {"PYTHONPATH": str(ROOT)}) as process:
         wait_for(f"http://127.0.0.1:{port}/health", process)
         log = store.root / "server.log"
         while not log.read_text().endswith("\n"):  # make asks the server, too
