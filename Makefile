@@ -70,7 +70,7 @@ lock: setup     ## resolve requirements.lock from pyproject.toml (needs uv)
 bench: setup    ## measure the speed on this machine, into reports/benchmarks/; about ten minutes
 	"$(VENV)/bin/python" -m benchmarks.run $(ROUNDS)
 
-tables: setup   ## execute the experiments of docs/results.md that are missing, and write it; hours
+tables: setup   ## execute published configurations and write docs/results.md; hours
 	"$(VENV)/bin/python" -m benchmarks.tables $(TABLES)
 
 # MLflow's own messages go into a file. The link appears when the server answers.

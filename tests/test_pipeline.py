@@ -62,8 +62,9 @@ def test_a_likelihood_is_measured_beside_the_bound_of_the_evaluation(repo):
     output = repo.pipeline("likelihood", "HEAD", "--images", "30")
     assert "30 test images" in output
     assert float(re.search(r"([-\d.]+) \+/- [\d.]+ above it", output)[1]) > 0
-    error = repo.pipeline("likelihood", "HEAD", "--images", "1", ok=False)
-    assert error.startswith("--images: must be")
+    for number in ("0", "1", "100000"):
+        error = repo.pipeline("likelihood", "HEAD", "--images", number, ok=False)
+        assert error.startswith("--images: must be")
 
 
 def test_two_queued_experiments_become_two_runs(repo):

@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
         message = "has not the test images that the experiment was evaluated with; run `dvc repro`"
         raise UserError(DATASET, message)
     size = len(split.images)
-    n = arguments.images or min(IMAGES, size)
+    n = min(IMAGES, size) if arguments.images is None else arguments.images
     if not 1 < n <= size:
         raise UserError("--images", f"must be 2 ... {size} (got {n})")
     model = load_vae(run.model).requires_grad_(False).to(prepare_device("auto"))

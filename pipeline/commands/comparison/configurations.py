@@ -19,7 +19,7 @@ from pipeline.commands.comparison.statistics import Array, paired
 from pipeline.params import NOT_IN_RESULTS
 
 IGNORED = dict.fromkeys(NOT_IN_RESULTS | {"seed"})
-# The parts of the protocol that say what a column measures.
+# The parts of the protocol that decide what a column measures.
 MEASURED = {"nll_binarized": ("binarization",)}
 
 
