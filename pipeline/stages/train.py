@@ -89,7 +89,7 @@ def main() -> None:
 def build_model(params: Params, split: Split) -> VAE:
     """The untrained model that the parameters describe."""
     if params.conditional and not split.has_labels:
-        message = f"needs labels, which dataset: {params.dataset} has not"
+        message = "needs labels: choose another dataset (key: dataset), or add labels to the images"
         raise UserError("params.yaml: conditional", message)
     num_classes = int(split.labels.max()) + 1 if params.conditional else 0
     shape = split.image_shape
