@@ -56,7 +56,8 @@ def weights(model: VAE, split: Split, num_samples: int, scale: float) -> Tensor:
     def compute(first: int) -> Tensor:
         batch = to_batch(split[first : first + AT_A_TIME], model.device)
         eps = noise(num_samples, model.z_dim, range(first, first + len(batch.x))).to(model.device)
-        return log_weights(model, batch, eps, FAST["bernoulli"].gray, scale)
+        (log_w,) = log_weights(model, batch, eps, FAST["bernoulli"].gray, scale=scale)
+        return log_w
 
     starts = range(0, len(split.images), AT_A_TIME)
     return torch.cat(list(in_order(compute, starts, torch.device("cpu"), threads)))

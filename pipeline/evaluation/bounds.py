@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -94,6 +95,7 @@ def evidence(
     """
     device, (num_samples, scale) = model.device, proposal
     binary_split = replace(split, images=binarize(split.images))
+    log_w = partial(importance.log_weights, model)
     step = min(max(1, DRAWS[device.type] // num_samples), MAX_IMAGES)
 
     def compute(first: int) -> Evidence:
@@ -103,10 +105,12 @@ def evidence(
         eps = importance.noise(num_samples, model.z_dim, images).to(device)
         gray = importance.draw_labels(model, gray, num_samples, images)
         binary = binary._replace(y=gray.y)
-        widened = plain = importance.log_weights(model, gray, eps, recons.gray, scale)
-        if scale != 1:
-            plain = importance.log_weights(model, gray, eps, recons.gray)
-        binarized = importance.log_weights(model, binary, eps, recons.binary, scale)
+        if torch.equal(gray.x, binary.x):
+            widened, binarized = log_w(gray, eps, recons.gray, recons.binary, scale=scale)
+        else:
+            (widened,) = log_w(gray, eps, recons.gray, scale=scale)
+            (binarized,) = log_w(binary, eps, recons.binary, scale=scale)
+        (plain,) = [widened] if scale == 1 else log_w(gray, eps, recons.gray)
         neg_log_b = importance.neg_log_mean(binarized, num_samples)
         ess = importance.effective_sample_size(widened)
         return Evidence(_bounds(widened), _bounds(plain), neg_log_b, ess)

@@ -49,14 +49,17 @@ def draw_labels(model: VAE, batch: Batch, num_samples: int, images: range) -> Ba
 
 
 @torch.no_grad()
-def log_weights(model: VAE, batch: Batch, eps: Tensor, recon: Recon, scale: float = 1) -> Tensor:
-    """Log w for z = μ + scale σ ε ~ N(μ, (scale σ)²): ε [N, K, Z] → [N, K], on the CPU.
+def log_weights(
+    model: VAE, batch: Batch, eps: Tensor, *recons: Recon, scale: float = 1
+) -> list[Tensor]:
+    """Log w for z = μ + scale σ ε ~ N(μ, (scale σ)²): ε [N, K, Z] → [N, K] per Recon, on the CPU.
 
     log w = log p(x|z) + log p(z) − log q(z). A conditional model needs the labels of `draw_labels`.
     """
     mu, log_var = _encode(model, batch)
     z = mu + scale * torch.exp(0.5 * log_var) * eps
     log_ratio = model.p_z().log_ratio(z, log_var, eps, scale)
+    log_w = [log_ratio.clone() for _ in recons]
     num_images, num_samples = log_ratio.shape
     rows = ROWS[z.device.type]
     step = max(1, rows // num_samples)
@@ -65,8 +68,9 @@ def log_weights(model: VAE, batch: Batch, eps: Tensor, recon: Recon, scale: floa
         images = slice(first, first + step)
         draws = images, slice(start, start + rows)
         outputs = model.decode(z[draws], None if y is None else y[draws])
-        log_ratio[draws] -= recon(outputs, batch.x[images])
-    return log_ratio.cpu()
+        for values, recon in zip(log_w, recons, strict=True):
+            values[draws] -= recon(outputs, batch.x[images])
+    return [values.cpu() for values in log_w]
 
 
 def _encode(model: VAE, batch: Batch) -> Posterior:

@@ -63,11 +63,14 @@ def test_the_elbo_is_that_of_the_objective(model, split, monkeypatch):
     assert torch.equal(terms.kl.squeeze(1), bounds.evaluation_noise(len(split.images), model.z_dim))
 
 
+@pytest.mark.parametrize("is_binary", [False, True])
 @pytest.mark.parametrize("num_classes", [0, 10])
 @torch.no_grad()
-def test_the_evidence_equals_that_of_torch_distributions(num_classes, split):
+def test_the_evidence_equals_that_of_torch_distributions(num_classes, is_binary, split):
     """Weight by weight: p(x|z) p(z) / q(z), with q widened or not, and for the binarization."""
     model, some, k = small_vae(num_classes=num_classes), first(split, 4), 30
+    if is_binary:
+        some = replace(some, images=binarize(some.images))
     y = draw_labels(small_vae(num_classes=10), Batch(to_unit(some.images)), k, range(4)).y
     result = estimate(model, some, k)
     for name, images, scale in (

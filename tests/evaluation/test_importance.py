@@ -15,7 +15,7 @@ from pipeline.evaluation.importance import (
     noise,
     prior_log_weights,
 )
-from pipeline.evaluation.reconstruction import bernoulli
+from pipeline.evaluation.reconstruction import bernoulli, bernoulli_clamped
 from pipeline.model.network import Batch
 from pipeline.model.vae import VAE
 from pipeline.runtime.randomness import generator
@@ -54,7 +54,8 @@ def test_a_one_dimensional_z_agrees_with_integration(proposal, num_classes):
     if proposal == "prior":
         log_w = prior_log_weights(model, batch, 20_000, bernoulli)
     else:
-        log_w = log_weights(model, batch, draws(batch, 20_000, 1), bernoulli, proposal)
+        eps = draws(batch, 20_000, 1)
+        (log_w,) = log_weights(model, batch, eps, bernoulli, scale=proposal)
     # The delta method's error of the logarithm of a mean.
     errors = (1 / effective_sample_size(log_w) - 1 / 20_000).clamp(min=0).sqrt()
     assert ((neg_log_mean(log_w, 20_000) - exact).abs() <= 4 * errors + 1e-6).all()
@@ -67,8 +68,10 @@ def test_weights_do_not_depend_on_chunks_or_other_images(monkeypatch, rows, num_
     batch = draw_labels(model, batch, 40, range(50))
 
     def compute(batch: Batch) -> torch.Tensor:
-        own = log_weights(model, batch, draws(batch, 40, 3), bernoulli, 1.4)
-        return torch.stack([own, prior_log_weights(model, batch, 40, bernoulli)])
+        own = log_weights(
+            model, batch, draws(batch, 40, 3), bernoulli, bernoulli_clamped, scale=1.4
+        )
+        return torch.stack([*own, prior_log_weights(model, batch, 40, bernoulli)])
 
     whole = compute(batch)
     monkeypatch.setitem(importance.ROWS, "cpu", rows)
@@ -103,8 +106,8 @@ def test_labels_reach_the_decoder():
     def expected(batch: Batch) -> torch.Tensor:
         return -bernoulli(batch.y.double().view(-1, 1, 1).expand(-1, 1, D), batch.x)
 
-    gain = log_weights(model, labeled, eps, bernoulli) - log_weights(model, batch, eps, bernoulli)
-    torch.testing.assert_close(gain, expected(labeled) - expected(batch))
+    own, other = (log_weights(model, each, eps, bernoulli)[0] for each in (labeled, batch))
+    torch.testing.assert_close(own - other, expected(labeled) - expected(batch))
     third = Batch(batch.x[3:4], labeled.y[3:4])
     torch.testing.assert_close(prior_log_weights(model, third, 1, bernoulli), expected(third))
 
