@@ -20,6 +20,7 @@ from scipy import stats
 
 from benchmarks.measure import ROOT, hardware
 from pipeline.commands.comparison.runs import Run, read_runs
+from pipeline.commands.comparison.statistics import LEVEL, NORMAL
 from pipeline.runtime.git import experiments
 from pipeline.runtime.tensor_file import read_tensors
 from pipeline.tracking.client import Store, existing_store
@@ -159,10 +160,7 @@ def execute(queued: list[str]) -> None:
 def render(runs: Mapping[str, Run], store: Store | None) -> str:
     """The page."""
     machine = hardware(torch.device("cpu"))
-    durations = {}
-    for run in store.runs() if store else []:
-        if run.info.end_time:
-            durations[run.info.run_name] = (run.info.end_time - run.info.start_time) / 60_000
+    minutes = durations(store)
     lines = [
         "# Results", "",
         "Written by `make tables`. Means over seeds with 95 % intervals over seeds, or over test "
@@ -172,41 +170,60 @@ def render(runs: Mapping[str, Run], store: Store | None) -> str:
         f"PyTorch {machine['torch']}.",
     ]  # fmt: skip
     for key, table in TABLES.items():
-        rows = [line(key, index, runs, durations) for index in range(len(table.rows))]
-        found = sorted(row for row in rows if row)
+        found = {title: seeds for title in table.rows if (seeds := executed(key, title, runs))}
         if not found:
             continue
         changes = " ".join(f"{name}={value}" for name, value in table.common.items())
         lines += ["", f"## {table.title}", "", table.about, "", f"All rows: `{changes}`.", ""]
-        published = " published |" if table.published else ""
-        lines += [f"| | parameters | {table.metric} |{published} n | weights | minutes |"]
-        lines += ["|" + "---|" * (6 + bool(table.published))]
-        lines += [text for _, text in found]
+        names = ["", "parameters", table.metric, "n", "weights", "minutes"]
+        rows = [cells(table, title, seeds, minutes) for title, seeds in found.items()]
+        if table.published:
+            names.insert(3, "published")
+            for row in rows:
+                row.insert(3, table.published.get(row[0], ""))
+        lines += [line(names), line(["---"] * len(names))]
+        lines += map(line, sorted(rows, key=lambda row: float(row[2].split()[0])))
     return "\n".join(lines) + "\n"
 
 
-def line(
-    key: str, index: int, runs: Mapping[str, Run], durations: Mapping[str, float]
-) -> tuple[float, str] | None:
-    """(mean, row of the table), or None if the row was not executed."""
+def durations(store: Store | None) -> dict[str, float]:
+    """Minutes of the MLflow runs, by name."""
+    infos = [run.info for run in store.runs()] if store else []
+    return {
+        info.run_name: (info.end_time - info.start_time) / 60_000 for info in infos if info.end_time
+    }
+
+
+def executed(key: str, title: str, runs: Mapping[str, Run]) -> list[Run]:
+    """The runs of a row, one per seed. One with other parameters is of an earlier table."""
     table = TABLES[key]
-    title, changes = list(table.rows.items())[index]
-    names = [name(key, index, seed) for seed in range(1, table.seeds + 1)]
-    found = [each for each in names if each in runs and table.metric in runs[each].metrics]
-    if not found:
-        return None
-    values = np.array([runs[each].metrics[table.metric] for each in found])
-    error = float(runs[found[0]].metrics[f"{table.metric}_se"])
-    factor = 1.96
+    found = []
+    for seed in range(1, table.seeds + 1):
+        run = runs.get(name(key, list(table.rows).index(title), seed))
+        wanted = {**table.common, **table.rows[title], "seed": seed}
+        if run and table.metric in run.metrics and wanted.items() <= run.params.items():
+            found.append(run)
+    return found
+
+
+def cells(
+    table: Table, title: str, runs: list[Run], minutes: Mapping[str, float]
+) -> list[str]:  # fmt: skip
+    """The cells of a row: title, parameters, metric, n, weights, minutes."""
+    values = np.array([run.metrics[table.metric] for run in runs])
+    half = NORMAL * runs[0].metrics[f"{table.metric}_se"]
     if len(values) > 1:
-        error = float(values.std(ddof=1)) / len(values) ** 0.5
-        factor = float(stats.t.ppf(0.975, len(values) - 1))
-    weights = sum(prod(tensor.shape) for tensor in read_tensors(runs[found[0]].model).values())
-    minutes = np.mean([durations.get(each, np.nan) for each in found])
-    published = f" {table.published.get(title, '')} |" if table.published else ""
-    settings = " ".join(f"`{parameter}={value}`" for parameter, value in changes.items())
-    text = f"| {title} | {settings} | {values.mean():.2f} ± {factor * error:.2f} |{published}"
-    return values.mean(), f"{text} {len(values)} | {weights:,} | {minutes:.1f} |"
+        half = stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
+    weights = sum(prod(tensor.shape) for tensor in read_tensors(runs[0].model).values())
+    settings = " ".join(f"`{key}={value}`" for key, value in table.rows[title].items())
+    mean_minutes = np.mean([minutes.get(run.name, np.nan) for run in runs])
+    metric = f"{values.mean():.2f} ± {half:.2f}"
+    return [title, settings, metric, str(len(runs)), f"{weights:,}", f"{mean_minutes:.1f}"]
+
+
+def line(cells: list[str]) -> str:
+    """A line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

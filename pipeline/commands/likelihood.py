@@ -11,7 +11,7 @@ import torch
 from pipeline.commands.comparison.choice import read_run
 from pipeline.data.datasets import digest, load_split
 from pipeline.errors import UserError
-from pipeline.evaluation.annealing import CHAINS, STEPS, evidence
+from pipeline.evaluation.annealing import CHAINS, STEPS, annealed_bounds
 from pipeline.evaluation.bounds import summary
 from pipeline.model.vae import load_vae
 from pipeline.paths import DATASET
@@ -43,7 +43,7 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("--images", f"must be 2 ... {size} (got {n})")
     model = load_vae(run.model).requires_grad_(False).to(prepare_device("auto"))
     chosen = torch.arange(n) * size // n  # the first of MNIST's test images are easier
-    bound = evidence(model, split[chosen], share_of_cores(torch.get_num_threads()))
+    bound = annealed_bounds(model, split[chosen], share_of_cores(torch.get_num_threads()))
     measured = torch.tensor(run.per_image["nll"].to_numpy()[chosen])
     values = summary({"nll": bound, "before": measured, "gap": measured - bound})
     print(f"likelihood: {n} test images, {CHAINS} chains of {STEPS} steps each")

@@ -96,7 +96,7 @@ class AnnealedChains:
         return State(u.detach(), log_w.detach(), gradient)
 
 
-def evidence(model: VAE, split: Split, workers: int) -> Tensor:
+def annealed_bounds(model: VAE, split: Split, workers: int) -> Tensor:
     """The bound of −log p(x) of each image, [N], on the CPU, with a progress bar.
 
     On the CPU `workers` chunks are computed at a time; the results do not depend on it.
@@ -106,14 +106,14 @@ def evidence(model: VAE, split: Split, workers: int) -> Tensor:
         batch = to_batch(split[first : first + CHUNK], model.device)
         images = range(first, first + len(batch.x))
         noise = generator(PROTOCOL_SEED, "annealing", first)
-        return neg_log_evidence(model, batch, images, noise).cpu()
+        return nll_bounds(model, batch, images, noise).cpu()
 
     starts = range(0, len(split.images), CHUNK)
     return torch.cat(list(in_order(compute, starts, model.device, workers)))
 
 
 @torch.no_grad()
-def neg_log_evidence(
+def nll_bounds(
     model: VAE, batch: Batch, images: range, noise: torch.Generator, *,
     num_chains: int = CHAINS, num_steps: int = STEPS,
 ) -> Tensor:  # fmt: skip

@@ -29,12 +29,12 @@ from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal
 T = TypeVar("T")
 
 BATCH = 1000
-# A chunk of `evidence`: on a CPU small enough for all cores to finish at about the same time.
+# A chunk of `nll_bounds`: on a CPU small enough for all cores to finish at about the same time.
 DRAWS = {"cpu": 25_000, "cuda": 100_000, "mps": 100_000}
 MAX_IMAGES = 500
 
 
-class Evidence(NamedTuple):
+class NllBounds(NamedTuple):
     """Upper bounds of −log p(x) in nats, [N, len(ks)] for the K of `sample_sizes`, on the CPU."""
 
     widened: Tensor  # z from q with a widened σ
@@ -83,9 +83,9 @@ def sample_sizes(num_samples: int) -> list[int]:
     return [*(power for power in powers if power < num_samples), num_samples]
 
 
-def evidence(
+def nll_bounds(
     model: VAE, split: Split, recons: Recons, proposal: tuple[int, float], workers: int
-) -> Evidence:
+) -> NllBounds:
     """Bounds of −log p(x) of each image by importance sampling, with a progress bar.
 
     proposal: (K, scale) for K draws per image from N(μ, (scale σ)²).
@@ -98,7 +98,7 @@ def evidence(
     log_w = partial(importance.log_weights, model)
     step = min(max(1, DRAWS[device.type] // num_samples), MAX_IMAGES)
 
-    def compute(first: int) -> Evidence:
+    def compute(first: int) -> NllBounds:
         chosen = slice(first, first + step)
         gray, binary = (to_batch(of[chosen], device) for of in (split, binary_split))
         images = range(first, first + len(gray.x))
@@ -113,17 +113,17 @@ def evidence(
         (plain,) = [widened] if scale == 1 else log_w(gray, eps, recons.gray)
         neg_log_b = importance.neg_log_mean(binarized, num_samples)
         ess = importance.effective_sample_size(widened)
-        return Evidence(_bounds(widened), _bounds(plain), neg_log_b, ess)
+        return NllBounds(_bounds(widened), _bounds(plain), neg_log_b, ess)
 
     starts = range(0, len(split.images), step)
-    return Evidence(*concatenate(in_order(compute, starts, device, workers)))
+    return NllBounds(*concatenate(in_order(compute, starts, device, workers)))
 
 
 @one_thread()
 def prior_bounds(model: VAE, split: Split, recons: Recons, num_samples: int) -> Tensor:
     """The bounds of −log p(x) with draws from the prior, [N, len(ks)], on the CPU."""
     bounds = torch.empty(len(split.images), len(sample_sizes(num_samples)))
-    for label in split.labels.unique():  # the draws are decoded once per label
+    for label in split.labels.unique():  # a part at a time; other parts would change last digits
         own = split.labels == label
         batch = to_batch(split[own], model.device)
         batch = importance.draw_labels(model, batch, num_samples, range(1))

@@ -50,18 +50,18 @@ def main() -> None:
     summary(terms._asdict())  # raises, if the training has diverged, before it takes minutes
     recons = reconstruction.choose(model, to_batch(split[:10], device))
     proposal = (params.eval_samples, params.eval_proposal_scale)
-    evidence = bounds.evidence(model, split, recons, proposal, cores)
+    nll = bounds.nll_bounds(model, split, recons, proposal, cores)
     per_image = {
         "neg_elbo": terms.neg_elbo,
         **{name: values for name, values in terms._asdict().items() if name != "loss"},
-        "nll": evidence.widened[:, -1],
-        "nll_binarized": evidence.binarized,
+        "nll": nll.widened[:, -1],
+        "nll_binarized": nll.binarized,
     }
     others = {
         "mse": mse,
         "jensen_gap": per_image["neg_elbo"] - per_image["nll"],
-        "neg_iwae": evidence.plain[:, -1],
-        "ess": evidence.ess,
+        "neg_iwae": nll.plain[:, -1],
+        "ess": nll.ess,
     }
     if model.likelihood.measure == LEBESGUE:
         bits = per_image["nll"] / math.log(2)
@@ -76,7 +76,7 @@ def main() -> None:
             pool.submit(compare_samples, model),
             pool.submit(describe_code, model, split, posterior),
             pool.submit(predict_labels, model, train, split, posterior),
-            pool.submit(describe_bounds, model, split, recons, evidence, params.eval_samples),
+            pool.submit(describe_bounds, model, split, recons, nll, params.eval_samples),
         )
     for step in steps:
         metrics |= step.result()
@@ -91,12 +91,12 @@ def main() -> None:
 
 
 def describe_bounds(
-    model: VAE, split: Split, recons: reconstruction.Recons, evidence: bounds.Evidence,
+    model: VAE, split: Split, recons: reconstruction.Recons, nll: bounds.NllBounds,
     num_samples: int,
 ) -> dict[str, float]:  # fmt: skip
     """Write and draw the bounds of −log p(x) over K; return that from the prior."""
     prior = bounds.prior_bounds(model, split, recons, num_samples)
-    columns = zip(evidence.widened.T, evidence.plain.T, prior.T, strict=True)
+    columns = zip(nll.widened.T, nll.plain.T, prior.T, strict=True)
     table = pd.DataFrame([summary(dict(zip(PROPOSALS, column, strict=True))) for column in columns])
     table.insert(0, "k", bounds.sample_sizes(num_samples))
     write_output(paths.BOUND, table.to_csv(index=False).encode())

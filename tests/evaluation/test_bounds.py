@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.data.datasets import Split, binarize, to_unit
 from pipeline.evaluation import bounds
-from pipeline.evaluation.bounds import elbo, evidence, in_order, prior_bounds
+from pipeline.evaluation.bounds import elbo, in_order, nll_bounds, prior_bounds
 from pipeline.evaluation.importance import draw_labels, noise
 from pipeline.evaluation.reconstruction import FAST, LIMIT
 from pipeline.model.network import Batch
@@ -37,7 +37,7 @@ def first(split: Split, n: int) -> Split:
 
 
 def estimate(model, split, num_samples=20):
-    return evidence(model, split, RECONS, (num_samples, 1.4), 1)
+    return nll_bounds(model, split, RECONS, (num_samples, 1.4), 1)
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def test_the_elbo_is_that_of_the_objective(model, split, monkeypatch):
 @pytest.mark.parametrize("is_binary", [False, True])
 @pytest.mark.parametrize("num_classes", [0, 10])
 @torch.no_grad()
-def test_the_evidence_equals_that_of_torch_distributions(num_classes, is_binary, split):
+def test_the_bounds_equal_those_of_torch_distributions(num_classes, is_binary, split):
     """Weight by weight: p(x|z) p(z) / q(z), with q widened or not, and for the binarization."""
     model, some, k = small_vae(num_classes=num_classes), first(split, 4), 30
     if is_binary:

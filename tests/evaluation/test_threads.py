@@ -30,9 +30,9 @@ def elbo(split: Split, threads: int) -> Iterable[torch.Tensor]:
     return *terms, errors, *posterior
 
 
-def evidence(split: Split, threads: int) -> Iterable[torch.Tensor]:
+def nll_bounds(split: Split, threads: int) -> Iterable[torch.Tensor]:
     """Several chunks, as many at a time as there are threads."""
-    return bounds.evidence(MODEL, split, FAST["bernoulli"], (20, 1.4), threads)
+    return bounds.nll_bounds(MODEL, split, FAST["bernoulli"], (20, 1.4), threads)
 
 
 def classifier(split: Split, threads: int) -> Iterable[torch.Tensor]:
@@ -56,7 +56,7 @@ def pictures(split: Split, threads: int) -> Iterable[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "compute", [elbo, evidence, classifier, quality, total_correlation, pictures]
+    "compute", [elbo, nll_bounds, classifier, quality, total_correlation, pictures]
 )
 def test_the_bits_do_not_depend_on_the_number_of_threads(
     small_train, monkeypatch, set_threads, compute
