@@ -85,14 +85,17 @@ TABLES = {
     "dynamic": Table(
         title="784-200-200-50, tanh, on dynamic binarization",
         about="One stochastic layer as in Burda et al. (2016), table 1; −log p(x) with 5,000 "
-        "draws.",
+        "draws. Both rows were given less than an hour on one core; theirs are of 3,280 epochs.",
         metric="nll",
         common={
             "binarize": "dynamic", "z_dim": 50, "h_dim": 200, "h_layers": 2, "activation": "tanh",
-            "batch_size": 100, "num_epochs": 300, "lr_schedule": "cosine", "eval_samples": 5000,
-            "eval_proposal_scale": 1.0, "val_size": 0, "sample_every": 100,
+            "batch_size": 100, "learning_rate": 2e-3, "lr_schedule": "cosine",
+            "eval_samples": 5000, "eval_proposal_scale": 1.0, "val_size": 0, "sample_every": 100,
         },
-        rows={"VAE": {}, "IWAE, 5 samples": {"objective": "iwae", "num_samples": 5}},
+        rows={
+            "VAE": {"num_epochs": 1000},
+            "IWAE, 5 samples": {"objective": "iwae", "num_samples": 5, "num_epochs": 400},
+        },
         published={"VAE": "86.76; 86.35", "IWAE, 5 samples": "85.54; 85.18"},
     ),
     "priors": Table(
