@@ -20,7 +20,7 @@ from scipy import stats
 
 from benchmarks.measure import ROOT, hardware
 from pipeline.commands.comparison.runs import Run, read_runs
-from pipeline.commands.comparison.statistics import LEVEL, NORMAL
+from pipeline.commands.comparison.statistics import LEVEL, NORMAL, paired
 from pipeline.runtime.git import experiments
 from pipeline.runtime.tensor_file import read_tensors
 from pipeline.tracking.client import Store, existing_store
@@ -168,6 +168,7 @@ def render(runs: Mapping[str, Run], store: Store | None) -> str:
         "# Results", "",
         "Written by `make tables`. Means over seeds with 95 % intervals over seeds, or over test "
         "images if there is one seed; nats per image of all 10,000 test images, lower is better. "
+        "Differences are paired, image by image. "
         "Minutes are those of one run from the first epoch to the end of the evaluation, with "
         f"{JOBS} runs at a time on {machine['cores']} cores of an {machine['cpu']}, "
         f"PyTorch {machine['torch']}.",
@@ -178,12 +179,15 @@ def render(runs: Mapping[str, Run], store: Store | None) -> str:
             continue
         changes = " ".join(f"{name}={value}" for name, value in table.common.items())
         lines += ["", f"## {table.title}", "", table.about, "", f"All rows: `{changes}`.", ""]
-        names = ["", "parameters", table.metric, "n", "weights", "minutes"]
+        first = next(iter(found))
+        names = ["", "parameters", table.metric, f"less {first}", "n", "weights", "minutes"]
         rows = [cells(table, title, seeds, minutes) for title, seeds in found.items()]
+        for row in rows[1:]:
+            row[3] = difference(found[row[0]], found[first], table.metric)
         if table.published:
-            names.insert(3, "published")
+            names.insert(4, "published")
             for row in rows:
-                row.insert(3, table.published.get(row[0], ""))
+                row.insert(4, table.published.get(row[0], ""))
         lines += [line(names), line(["---"] * len(names))]
         lines += map(line, sorted(rows, key=lambda row: float(row[2].split()[0])))
     return "\n".join(lines) + "\n"
@@ -212,7 +216,7 @@ def executed(key: str, title: str, runs: Mapping[str, Run]) -> list[Run]:
 def cells(
     table: Table, title: str, runs: list[Run], minutes: Mapping[str, float]
 ) -> list[str]:  # fmt: skip
-    """The cells of a row: title, parameters, metric, n, weights, minutes."""
+    """The cells of a row: title, parameters, metric, no difference, n, weights, minutes."""
     values = np.array([run.metrics[table.metric] for run in runs])
     half = NORMAL * runs[0].metrics[f"{table.metric}_se"]
     if len(values) > 1:
@@ -221,7 +225,14 @@ def cells(
     settings = " ".join(f"`{key}={value}`" for key, value in table.rows[title].items())
     mean_minutes = np.mean([minutes.get(run.name, np.nan) for run in runs])
     metric = f"{values.mean():.2f} ± {half:.2f}"
-    return [title, settings, metric, str(len(runs)), f"{weights:,}", f"{mean_minutes:.1f}"]
+    return [title, settings, metric, "", str(len(runs)), f"{weights:,}", f"{mean_minutes:.1f}"]
+
+
+def difference(ours: list[Run], theirs: list[Run], metric: str) -> str:
+    """The paired difference of two rows, with its 95 % interval."""
+    values = [np.array([run.per_image[metric] for run in runs]) for runs in (ours, theirs)]
+    found = paired(*values)
+    return f"{found.value:+.2f} ± {found.half:.2f}" if found else ""
 
 
 def line(cells: list[str]) -> str:
