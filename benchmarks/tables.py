@@ -111,6 +111,18 @@ TABLES = {
         published={"N(0, I)": "88.56", "VampPrior": "85.57"},
         seeds=1,
     ),
+    "conditional": Table(
+        title="Samples of a chosen class",
+        about="Share of 10,000 samples that the classifier assigns to the label they were drawn "
+        "with: higher is better.",
+        metric="label_agreement",
+        common={
+            "conditional": True, "num_epochs": 40, "eval_samples": 200, "sample_every": 40,
+        },
+        rows={"one hidden layer": {}, "two hidden layers": {"h_layers": 2}},
+        published={},
+        seeds=1,
+    ),
     "recipe": Table(
         title="The best within an hour on two cores",
         about="Chosen by the validation images among short trainings.",
@@ -144,10 +156,7 @@ def queue(chosen: list[str], present: set[str]) -> list[str]:
                 if experiment in present:
                     continue
                 params = {**table.common, **changes, "seed": seed}
-                options = [
-                    word for item in params.items() for word in ("-S", "{}={}".format(*item))
-                ]
-                _dvc("exp", "run", "--queue", "-n", experiment, *options)
+                _dvc("exp", "run", "--queue", "-n", experiment, *settings(params).split())
                 queued.append(experiment)
     return queued
 
@@ -169,16 +178,16 @@ def render(runs: Mapping[str, Run], store: Store | None) -> str:
         "Written by `make tables`. Means over seeds with 95 % intervals over seeds, or over test "
         "images if there is one seed; nats per image of all 10,000 test images, lower is better. "
         "Differences are paired, image by image. "
-        "Minutes are those of one run from the first epoch to the end of the evaluation, with "
-        f"{JOBS} runs at a time on {machine['cores']} cores of an {machine['cpu']}, "
-        f"PyTorch {machine['torch']}.",
+        "Minutes are those of one run from the first epoch to the end of the evaluation, beside "
+        f"whatever else the machine did: {JOBS} runs at a time on {machine['cores']} cores of "
+        f"an {machine['cpu']}, PyTorch {machine['torch']}.",
     ]  # fmt: skip
     for key, table in TABLES.items():
         found = {title: seeds for title in table.rows if (seeds := executed(key, title, runs))}
         if not found:
             continue
-        changes = " ".join(f"{name}={value}" for name, value in table.common.items())
-        lines += ["", f"## {table.title}", "", table.about, "", f"All rows: `{changes}`.", ""]
+        command = f"dvc exp run {settings(table.common)}"
+        lines += ["", f"## {table.title}", "", table.about, "", f"All rows: `{command}`", ""]
         first = next(iter(found))
         names = ["", "parameters", table.metric, f"less {first}", "n", "weights", "minutes"]
         rows = [cells(table, title, seeds, minutes) for title, seeds in found.items()]
@@ -222,14 +231,25 @@ def cells(
     if len(values) > 1:
         half = stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
     weights = sum(prod(tensor.shape) for tensor in read_tensors(runs[0].model).values())
-    settings = " ".join(f"`{key}={value}`" for key, value in table.rows[title].items())
+    changes = f"`{settings(table.rows[title])}`" if table.rows[title] else ""
     mean_minutes = np.mean([minutes.get(run.name, np.nan) for run in runs])
-    metric = f"{values.mean():.2f} ± {half:.2f}"
-    return [title, settings, metric, "", str(len(runs)), f"{weights:,}", f"{mean_minutes:.1f}"]
+    digits = 2 if values.mean() > 1 else 4
+    metric = f"{values.mean():.{digits}f} ± {half:.{digits}f}"
+    return [title, changes, metric, "", str(len(runs)), f"{weights:,}", f"{mean_minutes:.1f}"]
+
+
+def settings(params: Mapping[str, object]) -> str:
+    """The parameters as `dvc exp run` takes them."""
+    return " ".join(
+        f"-S {key}={str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in params.items()
+    )
 
 
 def difference(ours: list[Run], theirs: list[Run], metric: str) -> str:
     """The paired difference of two rows, with its 95 % interval."""
+    if metric not in ours[0].per_image:
+        return ""
     values = [np.array([run.per_image[metric] for run in runs]) for runs in (ours, theirs)]
     found = paired(*values)
     return f"{found.value:+.2f} ± {found.half:.2f}" if found else ""
