@@ -177,7 +177,8 @@ def render(runs: Mapping[str, Run], store: Store | None) -> str:
         "# Results", "",
         "Written by `make tables`. Means over seeds with 95 % intervals over seeds, or over test "
         "images if there is one seed; nats per image of all 10,000 test images, lower is better. "
-        "Differences are paired, image by image. "
+        "Differences are paired, image by image; those of a single seed do not include the "
+        "variance over seeds. "
         "Minutes are those of one run from the first epoch to the end of the evaluation, beside "
         f"whatever else the machine did: {JOBS} runs at a time on {machine['cores']} cores of "
         f"an {machine['cpu']}, PyTorch {machine['torch']}.",
@@ -190,9 +191,7 @@ def render(runs: Mapping[str, Run], store: Store | None) -> str:
         lines += ["", f"## {table.title}", "", table.about, "", f"All rows: `{command}`", ""]
         first = next(iter(found))
         names = ["", "parameters", table.metric, f"less {first}", "n", "weights", "minutes"]
-        rows = [cells(table, title, seeds, minutes) for title, seeds in found.items()]
-        for row in rows[1:]:
-            row[3] = difference(found[row[0]], found[first], table.metric)
+        rows = [cells(table, title, found, minutes) for title in found]
         if table.published:
             names.insert(4, "published")
             for row in rows:
@@ -223,9 +222,10 @@ def executed(key: str, title: str, runs: Mapping[str, Run]) -> list[Run]:
 
 
 def cells(
-    table: Table, title: str, runs: list[Run], minutes: Mapping[str, float]
-) -> list[str]:  # fmt: skip
-    """The cells of a row: title, parameters, metric, no difference, n, weights, minutes."""
+    table: Table, title: str, found: Mapping[str, list[Run]], minutes: Mapping[str, float]
+) -> list[str]:
+    """The cells of a row, given the runs of all: see the names of the columns in `render`."""
+    runs, first = found[title], next(iter(found.values()))
     values = np.array([run.metrics[table.metric] for run in runs])
     half = NORMAL * runs[0].metrics[f"{table.metric}_se"]
     if len(values) > 1:
@@ -235,7 +235,8 @@ def cells(
     mean_minutes = np.mean([minutes.get(run.name, np.nan) for run in runs])
     digits = 2 if values.mean() > 1 else 4
     metric = f"{values.mean():.{digits}f} ± {half:.{digits}f}"
-    return [title, changes, metric, "", str(len(runs)), f"{weights:,}", f"{mean_minutes:.1f}"]
+    less = "" if runs is first else difference(runs, first, table.metric)
+    return [title, changes, metric, less, str(len(runs)), f"{weights:,}", f"{mean_minutes:.1f}"]
 
 
 def settings(params: Mapping[str, object]) -> str:
