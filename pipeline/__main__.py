@@ -10,6 +10,7 @@ COMMANDS = {
     "compare": "compare experiments image by image; write reports/compare.html",
     "sample": "draw images from the model of an experiment",
     "likelihood": "measure -log p(x) by annealed importance sampling",
+    "sweep": "search over parameters, on one machine or many",
     "reproduce": "execute a run again from its record and compare the results",
     "log-all": "upload every experiment that is missing or incomplete in MLflow",
     "doctor": "check the MLflow store against DVC's experiments",

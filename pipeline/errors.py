@@ -1,4 +1,4 @@
-"""User errors (one line on stderr, exit status 2), and how every process starts and ends."""
+"""User errors (one line on stderr, exit status 2 or 3), and how every process starts and ends."""
 
 import ctypes
 import os
@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+UNFIT = 3  # exit status if the parameters cannot be trained with, whatever the machine's state
 # In what Python, NumPy, PyTorch and CUDA raise: names of exceptions, or messages of RuntimeError.
 NO_MEMORY = r"MemoryError|out of memory|(allocate|enough) memory|ALLOC_FAILED|bad_alloc"
 
@@ -19,6 +20,8 @@ class UserError(Exception):
 
     subject: the key, file or run that the message is about. Tests assert it, not the sentence.
     """
+
+    status = 2
 
     def __init__(self, subject: object, message: str) -> None:
         super().__init__(f"{subject}: {message}")
@@ -32,14 +35,14 @@ class NoResultsError(UserError):
 def run(main: Callable[[], object]) -> None:
     """Run `main` as a process, on a terminal of any encoding or without one.
 
-    Exit status: 2 for an error of the user or the system, 130 for Ctrl-C, 141 if no process reads
-    the output, 143 for SIGTERM.
+    Exit status: 2 for an error of the user or the system, 3 if the training diverges or memory runs
+    out, 130 for Ctrl-C, 141 if no process reads the output, 143 for SIGTERM.
 
     A stage is killed together with the DVC process that started it: an orphan would write into the
     files of the next run.
     """
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        _die_with_parent()
+        die_with_parent()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _prepare_output()
     _forget_other_repository()
@@ -51,14 +54,14 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status if isinstance(error, UserError) else UserError.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if not re.search(NO_MEMORY, repr(error)):
             raise
         print("out of memory: lower batch_size, num_samples, h_dim, eval_samples", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(UNFIT)
 
     sys.stderr.flush()
     os._exit(0)  # Python would take up to a second to free what the system frees anyway
@@ -93,11 +96,21 @@ def _forget_other_repository() -> None:
             os.environ.pop(name, None)
 
 
-def _die_with_parent() -> None:
+def die_with_parent(parent: int = 0) -> None:
+    """Have the kernel kill this process when the one that started it ends, however it ends.
+
+    parent: its number, if that is known: it may have ended before.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent if parent else _is_orphan():
+        os._exit(128 + signal.SIGKILL)
+
+
+def _is_orphan() -> bool:
+    """Whether DVC, which had started this process, has ended."""
     if os.getppid() != 1:
-        return
-    # The parent may have died before prctl. In a container, process 1 may also be DVC itself.
+        return False
+    # In a container, process 1 may be DVC itself.
     with suppress(OSError):
-        if b"dvc" not in Path("/proc/1/cmdline").read_bytes():
-            sys.exit(128 + signal.SIGKILL)
+        return b"dvc" not in Path("/proc/1/cmdline").read_bytes()
+    return False

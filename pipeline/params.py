@@ -82,7 +82,14 @@ DEFAULTS = {
 
 def load_params(path: Path = PARAMS) -> Params:
     """Read and check the whole file. Raises UserError about the key, or about the file."""
-    content = read_yaml(path)
+    return check_params(read_yaml(path), path.name)
+
+
+def check_params(content: dict[str, Any], name: str, *, combination: bool = True) -> Params:
+    """Check every key of `content`, which is called `name`. Raises UserError about the key.
+
+    combination: also whether they have a meaning together.
+    """
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
@@ -91,8 +98,9 @@ def load_params(path: Path = PARAMS) -> Params:
         key = str(first["loc"][0])
         value = "" if first["type"] == "missing" else f" (got {content[key]!r:.60})"
         reasons = [detail["msg"] for detail in error.errors() if detail["loc"][0] == key]
-        raise UserError(f"{path.name}: {key}", f"{'; or '.join(reasons)}{value}") from error
-    check_combination(params)
+        raise UserError(f"{name}: {key}", f"{'; or '.join(reasons)}{value}") from error
+    if combination:
+        check_combination(params)
     return params
 
 

@@ -27,4 +27,5 @@ CLASSES = Path("reports/classes.csv")
 GENERATED = Path("reports/generated.png")
 RECONSTRUCTED = Path("reports/reconstructed.png")
 FIGURES = Path("reports/figures")
+SWEEPS = Path("reports/sweeps")  # not committed
 COMPARISON = Path("reports/compare.html")  # not committed

@@ -14,7 +14,7 @@ from pipeline.commands.comparison.choice import HEAD, available, command, find
 from pipeline.commands.comparison.runs import Run, read_runs
 from pipeline.errors import UserError
 from pipeline.params import DEFAULTS
-from pipeline.paths import COMPARISON
+from pipeline.paths import COMPARISON, SWEEPS
 from pipeline.runtime.files import home, sha256_file, write_output
 from pipeline.runtime.git import Experiment
 
@@ -35,7 +35,9 @@ def main(arguments: argparse.Namespace) -> None:
     linked, link_note = links(measured, root)
     remarks = {**tables.notes(comparison, runs), link_note: "MLflow"}
     commands = {name: command(entry) for name, entry in chosen.items()}
-    html = page.render(comparison, root, notes=remarks, links=linked, commands=commands)
+    sweeps = sorted(path.stem for path in (root / SWEEPS).glob("*.html"))
+    about = {"notes": remarks, "links": linked, "commands": commands, "sweeps": sweeps}
+    html = page.render(comparison, root, **about)
     write_output(root / COMPARISON, html.encode())
     lines = [f"note: {names}: {note}" for note, names in remarks.items()]
     lines += [*tables.caveat(comparison).splitlines(), tables.answer(comparison)]

@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.errors import UNFIT, UserError
 
 
 class DivergenceError(UserError):
     """A number is not finite: the training has diverged."""
+
+    status = UNFIT
 
     def __init__(self, what: str) -> None:
         advice = "lower it, then change batch_size or h_layers"

@@ -162,7 +162,7 @@ def test_too_little_memory_is_one_line_that_names_parameters(workplace):
     set_params(workplace, {"h_dim": 8192, "h_layers": 8})
     process = start("bash", "-c", f"ulimit -d 1000000; exec {shlex.join(STAGE)}")
     output = process.communicate()[0]
-    assert process.returncode == 2 and "Traceback" not in output
+    assert process.returncode == 3 and "Traceback" not in output
     assert "out of memory: lower batch_size, " in output.splitlines()[-1]
 
 

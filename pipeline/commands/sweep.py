@@ -1,0 +1,186 @@
+"""Search over parameters: every trial is a DVC experiment with one MLflow run.
+
+  sweep new widths z_dim=2..64:log h_dim=200,400 --trials 40    plan a search
+  sweep new grid z_dim=2,5,10,20 activation=relu,gelu           plan a grid
+  sweep work widths     run what is left: here, or in any clone that shares store and remotes
+  sweep show widths     print and draw the results
+  sweep fetch widths    bring the experiments of all machines here
+
+The store is sweeps.db in the root, or what OPTUNA_STORAGE names (postgresql+psycopg://...).
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import TrialState
+from tqdm import tqdm
+
+from pipeline.commands.sweeps import experiment, ray_cluster, report, space, study, worker
+from pipeline.errors import UserError
+from pipeline.paths import DVC_YAML, SWEEPS
+from pipeline.runtime.files import home, write_output
+from pipeline.training.fit import TERMS
+
+GRACE = "a worker that is silent for so long counts as killed"
+DATA_STAGES = ["download", "train_classifier"]
+MINIMIZED = tuple(f"val/{term}" for term in TERMS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    new = actions.add_parser("new", help="plan a sweep over the commit that is checked out")
+    new.add_argument("name", metavar="NAME")
+    new.add_argument("space", metavar="KEY=…", nargs="+", help="1,2,5 (values) or 1..5[:log]")
+    new.add_argument("--trials", type=positive, metavar="N", help="search; without it, a grid")
+    new.add_argument("--sampler", choices=study.SAMPLERS, help="of a search (default: tpe)")
+    new.add_argument("--seeds", type=positive, metavar="N", help="runs per trial")
+    new.add_argument("--minimize", metavar="METRIC", default="val/neg_elbo", help="of validation")
+    new.add_argument("--grace", type=positive, metavar="SECONDS", default=240, help=GRACE)
+    work = actions.add_parser("work", help="run trials until none is left")
+    work.add_argument("name", metavar="NAME")
+    work.add_argument("--jobs", type=positive, metavar="N", default=1, help="trials at a time")
+    work.add_argument("--ray", metavar="ADDRESS", help="work on the nodes of a Ray cluster")
+    work.add_argument("--workers", type=positive, metavar="N", default=1, help="on the cluster")
+    work.add_argument("--gpus", type=float, metavar="X", default=0, help="GPUs per worker: 0.25")
+    for action, text in (("show", "print and draw what was found"), ("fetch", "get all of it")):
+        actions.add_parser(action, help=text).add_argument("name", metavar="NAME")
+
+
+def positive(word: str) -> int:
+    """A number from 1, for argparse."""
+    if not (word.isascii() and word.isdigit() and int(word)):
+        raise argparse.ArgumentTypeError(f"{word} is not a number from 1")
+    return int(word)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Run the action."""
+    action = {"new": new, "work": work, "show": show, "fetch": fetch}[arguments.action]
+    with study.store_errors():
+        action(arguments, home())
+
+
+def new(arguments: argparse.Namespace, root: Path) -> None:
+    """Plan a sweep."""
+    metric = arguments.minimize
+    if metric.startswith("test/"):
+        raise UserError(metric, "is for the report on what was chosen; minimize a val/ metric")
+    if metric not in MINIMIZED:
+        raise UserError(metric, f"cannot be minimized; choose from {', '.join(MINIMIZED)}")
+    if arguments.sampler and not arguments.trials:
+        raise UserError("--sampler", "is for a search; say with --trials how many")
+    experiment.require_clean(root)
+    here = study.inputs(root)
+    clone = experiment.open_clone(root, here["baseline"])
+    if changed := experiment.dvc("status", root, targets=DATA_STAGES):
+        raise UserError(DVC_YAML, f"{next(iter(changed))} has changed; `dvc repro`, and commit")
+    base = clone.params()
+    if base.val_size == 0:
+        raise UserError("params.yaml: val_size", f"0 leaves no images to measure {metric} with")
+    varied = space.parse(arguments.space, base)
+    if arguments.seeds and "seed" in varied:
+        raise UserError("seed", "varies already; leave out --seeds")
+    if arguments.trials:
+        space.checked(base, space.first(varied))
+        trials: list[dict[str, Any]] = [{}] * arguments.trials
+    else:
+        trials = list(space.grid(varied, base))
+    plan = study.plan_here(
+        root, varied, minimize=metric, sampler=arguments.sampler or "tpe", grace=arguments.grace,
+        seeds=arguments.seeds or 0, trials=len(trials),
+    )  # fmt: skip
+    study.create(arguments.name, plan, trials, root)
+    runs = len(trials) * (arguments.seeds or 1)
+    print(f"sweep: planned {len(trials)} trials, {runs} runs, over {', '.join(varied)}")
+    shared = "" if clone.remote else " (no git and DVC remotes: in this clone only)"
+    print(f"sweep: to run them: python -m pipeline sweep work {arguments.name}{shared}")
+
+
+def work(arguments: argparse.Namespace, root: Path) -> None:
+    """Run trials until none is left."""
+    planned, plan = study.load(arguments.name, root)
+    clone = experiment.open_clone(root, plan.baseline)
+    with tqdm(unit="trial", disable=None) as bar:
+        progress = partial(advance, bar, planned)
+        if arguments.ray:
+            errors = ray_cluster.work(
+                arguments.ray, arguments.name, clone,
+                workers=arguments.workers, gpus=arguments.gpus, progress=progress,
+            )  # fmt: skip
+        else:
+            errors = work_here(arguments, planned, plan, clone, progress)
+    for error in errors:
+        print(f"sweep: a worker ended early: {error}")
+    trials = study.latest(planned).values()
+    if left := sum(map(study.is_left, trials)):
+        raise UserError(arguments.name, f"{left} trials are left; `sweep work` goes on with them")
+    failed = sum(trial.state == TrialState.FAIL for trial in trials)
+    print(f"sweep: {arguments.name} is complete, {failed} trials failed")
+    print(f"sweep: its results: python -m pipeline sweep show {arguments.name}")
+
+
+def work_here(
+    arguments: argparse.Namespace,
+    planned: Study,
+    plan: study.Plan,
+    clone: experiment.Clone,
+    progress: Callable[[], None],
+) -> list[str]:
+    """Work in this process and in --jobs others; return the errors of those that failed."""
+    study.check_here(arguments.name, plan, clone.root)
+    experiment.require_clean(clone.root)
+    experiment.require_data(clone)
+    command = [sys.executable, "-m", "pipeline", "sweep", "work", arguments.name]
+    quiet = {**os.environ, "TQDM_DISABLE": "1"}
+    jobs = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, env=quiet)
+        for _ in range(1, arguments.jobs)
+    ]
+    try:
+        worker.work(planned, plan, clone, progress)
+    except BaseException:
+        for job in jobs:
+            job.terminate()
+        raise
+    return ["see above" for job in jobs if job.wait() != 0]
+
+
+def advance(bar: "tqdm[None]", planned: Study) -> None:
+    """Show how many trials are done, and the best value."""
+    trials = study.latest(planned).values()
+    bar.total = len(trials)
+    bar.n = sum(trial.state.is_finished() for trial in trials)
+    values = [trial.value for trial in trials if trial.value is not None]
+    bar.set_postfix_str(f"best {min(values):.2f}" if values else "")
+
+
+def show(arguments: argparse.Namespace, root: Path) -> None:
+    """Print the trials, draw them."""
+    planned, plan = study.load(arguments.name, root)
+    print(report.table(planned, plan))
+    path = SWEEPS / f"{arguments.name}.html"
+    if content := report.page(planned, plan):
+        write_output(root / path, content.encode())
+        print(f"Wrote {path}: open it in a browser")
+
+
+def fetch(arguments: argparse.Namespace, root: Path) -> None:
+    """Bring the experiments here."""
+    planned, plan = study.load(arguments.name, root)
+    names = [
+        experiment.name(arguments.name, number) + end
+        for number, trial in study.latest(planned).items()
+        if trial.value is not None and study.SAME_AS not in trial.user_attrs
+        for end, _ in worker.seeds(plan)
+    ]
+    count = experiment.open_clone(root, plan.baseline).fetch(names)
+    print(f"sweep: {count} of {len(names)} finished experiments are here")
+    print("sweep: to compare them: python -m pipeline compare")

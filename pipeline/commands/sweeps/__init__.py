@@ -1,0 +1,1 @@
+"""Searches over parameters: what varies, the study that workers share, and a trial's execution."""

@@ -1,0 +1,209 @@
+"""One run of a sweep as a DVC experiment: executed, published, or fetched if it exists already.
+
+A git remote has the name of an experiment only after DVC's remote has its files: a name there
+means complete. (`dvc exp push` does it in the other order.)
+"""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from dvc.repo import Repo
+
+from pipeline.errors import UNFIT, UserError
+from pipeline.params import Params, check_params, parse_yaml
+from pipeline.paths import CLASSIFIER, DATASET, DVC_LOCK, HISTORY, MODEL, PARAMS, PER_IMAGE
+from pipeline.runtime.git import git
+
+# `dvc`, but it ends with the worker: an orphan would run a trial beside whoever takes it next. It
+# waits while other jobs of this clone hold DVC's lock.
+DVC = """import sys
+from pipeline.errors import die_with_parent
+die_with_parent(int(sys.argv[1]))
+from dvc.cli import main
+sys.exit(main(["--wait-for-lock", *sys.argv[2:]]))"""
+DATA = (DATASET, CLASSIFIER)  # of all experiments
+CACHED = (*DATA, MODEL, PER_IMAGE)
+RESULTS = (":!dvc.lock", ":!reports", f":!{PARAMS}")
+
+
+def name(sweep: str, number: int) -> str:
+    """The experiment of a trial. DVC's own names are unique on one machine only."""
+    return f"{sweep}-{number:04}"
+
+
+class UnfitError(UserError):
+    """The parameters cannot be trained with: the training diverged, or memory ran out."""
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone of the repository in which experiments of the commit `baseline` are run."""
+
+    root: Path
+    baseline: str
+    remote: str  # of git; "" if git and DVC do not both have one: then nothing is shared
+
+    def ref(self, name: str) -> str:
+        """The git ref of an experiment."""
+        return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{name}"
+
+    def params(self) -> Params:
+        """The parameters of the baseline."""
+        content = self.file(self.baseline, PARAMS)
+        return check_params(parse_yaml(content, PARAMS.name), PARAMS.name)
+
+    def file(self, revision: str, path: Path) -> str:
+        """A text file of a commit."""
+        return git("show", f"{revision}:./{path}", at=self.root)
+
+    def has(self, name: str) -> bool:
+        """Whether the experiment is here."""
+        question = ("rev-parse", "--verify", "--quiet", self.ref(name))
+        return bool(git(*question, at=self.root, optional=True))
+
+    def obtain(self, name: str, params: Mapping[str, Any]) -> None:
+        """Have the experiment here: fetched, or executed. Raises UnfitError or UserError."""
+        if self.published([name]):
+            self._fetch([name])
+        elif not self.has(name):
+            require_clean(self.root)
+            execute(name, params, self.root)
+
+    def published(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that the git remote has."""
+        if not self.remote:
+            return []
+        listed = git("ls-remote", self.remote, "refs/exps/*", at=self.root).split()[1::2]
+        return [name for name in names if self.ref(name) in listed]
+
+    def publish(self, name: str) -> None:
+        """Push the files, then the name, if there are remotes. Raises UserError if one fails."""
+        if self.remote and not self.published([name]):
+            # DVC passes over a file that is missing here.
+            require_cached(CACHED, self.file(self.ref(name), DVC_LOCK), self.root)
+            dvc("push", self.root, revs=[self.ref(name)], workspace=False)
+            git("push", "--quiet", self.remote, f"{self.ref(name)}:{self.ref(name)}", at=self.root)
+
+    def fetch(self, names: list[str]) -> int:
+        """Bring experiments and their files here; return how many of them are here now."""
+        self._fetch(self.published(names))
+        present = [self.ref(name) for name in names if self.has(name)]
+        if self.remote and present:
+            dvc("fetch", self.root, revs=present, workspace=False)
+        return len(present)
+
+    def _fetch(self, names: list[str]) -> None:
+        if names:
+            refs = [f"+{self.ref(name)}:{self.ref(name)}" for name in names]
+            git("fetch", "--quiet", self.remote, *refs, at=self.root)
+
+    def value(self, name: str, params: Params, metric: str) -> float:
+        """The metric in the experiment's history, of the epoch whose weights the model has.
+
+        Raises UserError if it has other parameters or other code: those of an earlier sweep, or of
+        edits while it was started.
+        """
+        commit = self.ref(name)
+        recorded = parse_yaml(self.file(commit, PARAMS), PARAMS.name)
+        edited = git(
+            "diff", "--name-only", self.baseline, commit, "--", ".", *RESULTS, at=self.root
+        )
+        if edited or check_params(recorded, PARAMS.name) != params:
+            what = f"changes to {' '.join(edited.split())}" if edited else "other parameters"
+            raise UserError(name, f"exists, with {what}; `dvc exp remove {name}`, then go on")
+        history = pd.read_csv(io.StringIO(self.file(commit, HISTORY)))
+        row = history["val/neg_elbo"].idxmin() if params.patience else len(history) - 1
+        return float(history[metric][row])
+
+
+def open_clone(root: Path, baseline: str) -> Clone:
+    """The clone in `root`, with its remotes: origin or the first of git, and DVC's default."""
+    names = git("remote", at=root).split()
+    remote = "origin" if "origin" in names else next(iter(names), "")
+    with Repo(str(root)) as repo:
+        has_files = bool(repo.config["core"].get("remote"))
+    if has_files and not remote:
+        raise UserError("sweep", "DVC has a remote, git has none; `git remote add origin URL`")
+    return Clone(root, baseline, remote if has_files else "")
+
+
+def require_clean(root: Path) -> None:
+    """Raise UserError if tracked files differ from the commit: trials would compute with them.
+
+    Under DVC's lock: while an experiment starts, DVC changes params.yaml for a moment.
+    """
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+        changed = git("status", "--porcelain", "--untracked-files=no", at=root)
+    if changed:
+        name = changed.split()[1]
+        raise UserError(name, "differs from the commit; commit it, or `git stash`")
+
+
+def require_data(clone: Clone) -> None:
+    """Have dataset and classifier in the cache. Raises UserError if they cannot be had.
+
+    Another CPU would train another classifier.
+    """
+    if clone.remote:
+        dvc("fetch", clone.root, targets=[path.as_posix() for path in DATA])
+    require_cached(DATA, clone.file(clone.baseline, DVC_LOCK), clone.root)
+
+
+def require_cached(paths: Iterable[Path], lock: str, root: Path) -> None:
+    """Raise UserError about the first that is not in DVC's cache as the dvc.lock names it."""
+    stages = parse_yaml(lock, DVC_LOCK.name).get("stages", {})
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    md5 = {Path(out["path"]): out["md5"] for out in outs}
+    with Repo(str(root)) as repo:
+        cache = repo.cache.local
+        for path in paths:
+            if path not in md5 or not Path(cache.oid_to_path(md5[path])).is_file():
+                advice = "`dvc pull`, or `dvc push` where it was made, or `dvc repro` and commit"
+                raise UserError(path, f"is not in DVC's cache; {advice}")
+
+
+def execute(name: str, params: Mapping[str, Any], root: Path) -> None:
+    """Run the experiment in a folder of its own. What it prints goes to a file."""
+    settings = [word for item in params.items() for word in ("-S", setting(*item))]
+    output = root / ".dvc" / "tmp" / "sweeps" / f"{name}.log"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", DVC, str(os.getpid()), "exp", "run", "--temp", "-n", name]
+    env = {**os.environ, "PYTHONSAFEPATH": ""}
+    with output.open("wb") as file:
+        process = subprocess.run(
+            [*command, *settings], cwd=root, env=env, stdout=file, stderr=file, check=False
+        )
+    if process.returncode:
+        raise _error(name, output.read_text(encoding="utf-8", errors="replace"))
+
+
+def setting(key: str, value: object) -> str:
+    """KEY=VALUE for -S of DVC."""
+    return f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def dvc(action: str, root: Path, **options: Any) -> Any:
+    """A method of DVC's Repo. Raises UserError in its own words."""
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo:
+            return getattr(repo, action)(**options)
+    except Exception as error:  # of DVC, its remote, or the network
+        raise UserError(f"dvc {action}", " ".join(str(error).split())) from error
+
+
+def _error(name: str, output: str) -> UserError:
+    """The last line of the stage that failed, or of DVC."""
+    lines = [line for line in output.splitlines() if line.strip()] or ["no output"]
+    status = re.search(r"exited with (-?\d+)", lines[-1])
+    if status:
+        lines = [line for line in lines if not line.endswith(status[0])]
+    kind = UnfitError if status and int(status[1]) == UNFIT else UserError
+    return kind(name, lines[-1].removeprefix("ERROR: ").strip())

@@ -1,0 +1,134 @@
+"""What a sweep varies, as typed: `h_dim=200,400` (values) or `z_dim=2..64:log` (a range)."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import Trial
+
+from pipeline.errors import UserError
+from pipeline.params import Params, check_params, parse_yaml
+
+Space = dict[str, BaseDistribution]
+
+RANGE = re.compile(r"(?P<low>[^,]*[^,.])\.\.(?P<high>[^,.:][^,:]*)(?P<log>:log)?")
+LIMITS = "LOW..HIGH[:log]"
+MOST = 10_000  # trials of a grid
+# One study is about one dataset, whose classifier all its trials share, on one kind of device.
+FIXED = {
+    "dataset": "a sweep is over one dataset; edit params.yaml, `dvc repro`, and commit",
+    "likelihood": "decides what is measured, so trials would not compare",
+    "binarize": "decides what is measured, so trials would not compare",
+    "device": "decides no result",
+    "sample_every": "decides no result",
+    "eval_samples": "decides how results are measured, so trials would not compare",
+    "eval_proposal_scale": "decides how results are measured, so trials would not compare",
+    "val_size": "decides what is measured, so trials would not compare",
+}
+
+
+def parse(words: Sequence[str], base: Params) -> Space:
+    """The distribution of each parameter. Raises UserError about the first that is not valid."""
+    space: Space = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not text:
+            raise UserError(repr(word), f"is not KEY=VALUE,VALUE or KEY={LIMITS}")
+        if key not in Params.model_fields:
+            raise UserError(repr(key), "is not a parameter of params.yaml")
+        if key in FIXED:
+            raise UserError(key, FIXED[key])
+        if key in space:
+            raise UserError(key, "is given twice")
+        match = RANGE.fullmatch(text)
+        if ".." in text and not match:
+            raise UserError(key, f"is no range {LIMITS} (got {text})")
+        space[key] = _range(key, match, base) if match else _values(key, text, base)
+    return space
+
+
+def grid(space: Space, base: Params) -> Iterator[dict[str, Any]]:
+    """Every combination of the values, each checked. Raises UserError about a range."""
+    for key, values in space.items():
+        if not isinstance(values, CategoricalDistribution):
+            raise UserError(key, "is a range; --trials N says how many values are tried")
+    choices = [each.choices for each in space.values() if isinstance(each, CategoricalDistribution)]
+    count = prod(map(len, choices))
+    if count > MOST:
+        raise UserError("sweep", f"{count} combinations are too many; search with --trials N")
+    for chosen in product(*choices):
+        params = dict(zip(space, chosen, strict=True))
+        checked(base, params)
+        yield params
+
+
+def first(space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """One combination: the first value or the lower end of each parameter."""
+    values: dict[str, Any] = {}
+    for key, each in space.items():
+        is_choice = isinstance(each, CategoricalDistribution)
+        values[key] = each.choices[0] if is_choice else each.low  # type: ignore[attr-defined]
+    return values
+
+
+def checked(base: Params, changes: Mapping[str, object]) -> Params:
+    """The parameters with changes. Raises UserError about one that is not valid."""
+    return check_params(base.model_dump() | dict(changes), "sweep")
+
+
+def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The parameters of a trial."""
+    params: dict[str, Any] = {}
+    for key, each in space.items():
+        if isinstance(each, CategoricalDistribution):
+            params[key] = trial.suggest_categorical(key, each.choices)
+        elif isinstance(each, IntDistribution):
+            params[key] = trial.suggest_int(key, each.low, each.high, log=each.log)
+        elif isinstance(each, FloatDistribution):
+            params[key] = trial.suggest_float(key, each.low, each.high, log=each.log)
+    return params
+
+
+def _values(key: str, text: str, base: Params) -> BaseDistribution:
+    if not all(text.split(",")):
+        raise UserError(key, f"has an empty value (got {text})")
+    values = [_parsed(key, word) for word in text.split(",")]
+    _check_each(key, values, base)
+    if len(set(values)) < len(values):
+        raise UserError(key, f"has the same value twice (got {text})")
+    return CategoricalDistribution(values)
+
+
+def _range(key: str, match: re.Match[str], base: Params) -> BaseDistribution:
+    low, high = (_parsed(key, match[end]) for end in ("low", "high"))
+    log = match["log"] is not None
+    for end in (low, high):
+        if isinstance(end, bool) or not isinstance(end, int | float):
+            raise UserError(key, f"has a range of numbers only (got {end!r})")
+    if low >= high:
+        raise UserError(key, f"is an empty range ({match[0]})")
+    if log and low <= 0:
+        raise UserError(key, f"has no logarithm at {low}")
+    is_integer = isinstance(getattr(base, key), int)
+    _check_each(key, [low, high], base)
+    if is_integer:
+        return IntDistribution(low, high, log)
+    return FloatDistribution(low, high, log)
+
+
+def _parsed(key: str, word: str) -> Any:
+    return parse_yaml(f"value: {word}", f"sweep: {key}")["value"]
+
+
+def _check_each(key: str, values: Iterable[object], base: Params) -> None:
+    """Each by itself: with what else varies it may be valid although it is not with `base`."""
+    for value in values:
+        check_params(base.model_dump() | {key: value}, "sweep", combination=False)

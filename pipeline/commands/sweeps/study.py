@@ -1,0 +1,184 @@
+"""The study of a sweep, in Optuna's store: what it is about, and its trials.
+
+Every trial is in the store, waiting, before the first worker starts, and a worker takes one in a
+transaction. A trial ends with a value or with a reason; one that has failed without a reason (its
+worker was killed, a remote did not answer) waits again, as a new trial with the same parameters.
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.exceptions import (
+    ExperimentalWarning,
+    StorageInternalError,
+    UpdateFinishedTrialError,
+)
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.commands.sweeps.space import Space
+from pipeline.errors import UserError
+from pipeline.runtime.fingerprint import LIBRARIES
+from pipeline.runtime.git import git
+
+FIRST = "failed_trial"  # Optuna's name for the number of the trial that one repeats
+REASON = "reason"  # why the parameters cannot be trained with
+SAME_AS = "same as"  # number of an earlier configuration with the same parameters
+NAME = r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*"
+
+# ImportError: of the driver of a database.
+STORE_ERRORS = (StorageInternalError, SQLAlchemyError, ImportError)
+SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+
+# What Optuna calls experimental is in it since 2021.
+warnings.simplefilter("ignore", ExperimentalWarning)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+repeat = RetryHeartbeatStaleTrialCallback()  # adds a trial that waits, with the same parameters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is about. Whoever works on it agrees with all of it."""
+
+    minimize: str
+    sampler: str
+    grace: int  # seconds without a heartbeat after which a worker counts as killed
+    trials: int
+    seeds: int  # runs per configuration, with seeds 1 … n; 0: one run, with the seed of params.yaml
+    space: dict[str, str]  # Optuna's JSON
+    baseline: str  # commit
+    versions: dict[str, str]  # of the libraries that compute
+
+    def distributions(self) -> Space:
+        """What varies."""
+        return {key: json_to_distribution(text) for key, text in self.space.items()}
+
+
+def plan_here(root: Path, space: Space, **options: Any) -> Plan:
+    """The plan of a sweep over the commit that is checked out."""
+    texts = {key: distribution_to_json(each) for key, each in space.items()}
+    return Plan(space=texts, **options, **inputs(root))
+
+
+def inputs(root: Path) -> dict[str, Any]:
+    """What decides results beside parameters and the CPU family."""
+    return {
+        "baseline": git("rev-parse", "HEAD", at=root).strip(),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def check_here(name: str, plan: Plan, root: Path) -> None:
+    """Raise UserError unless this clone has what the sweep is about."""
+    for key, here in inputs(root).items():
+        planned = getattr(plan, key)
+        if here != planned:
+            advice = f"`git checkout {planned[:10]}`" if key == "baseline" else "`make setup`"
+            raise UserError(name, f"was planned with {key} {planned}, here is {here}; {advice}")
+
+
+def create(name: str, plan: Plan, trials: Sequence[Mapping[str, Any]], root: Path) -> None:
+    """Create the study with all its trials, or complete one whose creation was interrupted."""
+    if not re.fullmatch(NAME, name):
+        raise UserError(repr(name), "is no name for a sweep: letters, digits and _, joined by -")
+    study = optuna.create_study(storage=_storage(root), study_name=name, load_if_exists=True)
+    earlier = study.user_attrs.get("plan", asdict(plan))
+    if different := [key for key, value in asdict(plan).items() if earlier[key] != value]:
+        raise UserError(name, f"exists, with another {different[0]}; choose another name")
+    study.set_user_attr("plan", asdict(plan))
+    for params in trials[len(latest(study)) :]:
+        study.enqueue_trial(dict(params))
+
+
+def load(name: str, root: Path) -> tuple[Study, Plan]:
+    """The study of a sweep, and its plan. Raises UserError if there is none."""
+    names = [study.study_name for study in _storage(root).get_all_studies()]
+    if name not in names:
+        message = f"no such sweep; there are: {', '.join(names) or 'none'}"
+        raise UserError(repr(name), message)
+    study = optuna.load_study(study_name=name, storage=_storage(root))
+    planned = study.user_attrs.get("plan", {"trials": 0})
+    if len(latest(study)) < max(1, planned["trials"]):
+        raise UserError(name, "was not planned to the end; run the same `sweep new` again")
+    plan = Plan(**planned)
+    storage, sampler = _storage(root, plan.grace), SAMPLERS[plan.sampler]()
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler), plan
+
+
+def _storage(root: Path, grace: int | None = None) -> RDBStorage:
+    """The store that OPTUNA_STORAGE names, or sweeps.db in the root."""
+    return RDBStorage(
+        os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{root / 'sweeps.db'}",
+        # A server closes connections that were silent for hours.
+        engine_kwargs={"pool_pre_ping": True},
+        heartbeat_interval=grace,
+        grace_period=grace,
+    )
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn a failure of the store into a UserError, in its own words."""
+    try:
+        yield
+    except STORE_ERRORS as error:
+        cause = error.__cause__ or error
+        words = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
+        raise UserError("optuna", words) from error
+
+
+def take(study: Study) -> Trial | None:
+    """A trial that waited, now this worker's; None if none waits.
+
+    Optuna passes over a running trial that never had a heartbeat, so it gets the first one before.
+    """
+    storage = study._storage
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+        with suppress(UpdateFinishedTrialError):
+            if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return Trial(study, trial._trial_id)
+    return None
+
+
+def reopen(study: Study) -> None:
+    """Let the trials of killed workers wait again, and others that failed without a reason.
+
+    Two workers that do so at once make two trials of one configuration, and one experiment.
+    """
+    fail_stale_trials(study)
+    for trial in latest(study).values():
+        if trial.state == TrialState.FAIL and is_left(trial):
+            repeat(study, trial)
+
+
+def is_left(trial: FrozenTrial) -> bool:
+    """Whether it has neither a value nor a reason why there is none."""
+    failed = trial.state == TrialState.FAIL and REASON not in trial.user_attrs
+    return failed or not trial.state.is_finished()
+
+
+def first_of(trial: FrozenTrial) -> int:
+    """The number of the configuration: that of its first trial."""
+    return int(trial.system_attrs.get(FIRST, trial.number))
+
+
+def latest(study: Study) -> dict[int, FrozenTrial]:
+    """The last trial of each configuration, or the finished one, by the number of the first."""
+    found: dict[int, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        done = found.get(first_of(trial))
+        if done is None or done.state != TrialState.COMPLETE:
+            found[first_of(trial)] = trial
+    return found

@@ -1,0 +1,121 @@
+"""What a worker does: take a waiting trial, run it, report it, until every trial is done.
+
+Not with Optuna's `optimize`, which would draw new trials when none waits, and whose heartbeat ends
+at the first failure of the store.
+"""
+
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+
+from pipeline.commands.sweeps import experiment
+from pipeline.commands.sweeps.experiment import Clone, UnfitError
+from pipeline.commands.sweeps.space import checked, suggest
+from pipeline.commands.sweeps.study import (
+    REASON,
+    SAME_AS,
+    STORE_ERRORS,
+    Plan,
+    first_of,
+    is_left,
+    latest,
+    reopen,
+    take,
+)
+from pipeline.errors import UserError
+
+POLL_SECONDS = 2.0
+
+
+def work(study: Study, plan: Plan, clone: Clone, progress: Callable[[], None]) -> None:
+    """Run trials until none is open. Waits for those of other workers: one may be killed."""
+    while True:
+        reopen(study)
+        progress()
+        if trial := take(study):
+            run_trial(study, plan, clone, trial)
+        elif any(map(is_left, latest(study).values())):
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def run_trial(study: Study, plan: Plan, clone: Clone, trial: Trial) -> None:
+    """Run a trial and report its value, or the reason why there is none.
+
+    Another worker may have taken it meanwhile, if this one was silent for too long.
+    """
+    with heartbeat(study, trial, plan.grace / 4), suppress(UpdateFinishedTrialError):
+        try:
+            value = evaluate(study, plan, clone, trial)
+        except UnfitError as error:
+            trial.set_user_attr(REASON, str(error).partition(": ")[2])
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        except BaseException:  # not the parameters' fault
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            raise
+        else:
+            study.tell(trial, value, skip_if_finished=True)
+
+
+@contextmanager
+def heartbeat(study: Study, trial: Trial, seconds: float) -> Iterator[None]:
+    """Give signs of life. An outage of the store that ends within the grace costs nothing."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.is_set():
+            with suppress(*STORE_ERRORS):
+                study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+            ended.wait(seconds)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def evaluate(study: Study, plan: Plan, clone: Clone, trial: Trial) -> float:
+    """The value of a trial: the mean over its seeds."""
+    params = suggest(trial, plan.distributions())
+    trial.set_user_attr("worker", socket.gethostname())
+    frozen = study._storage.get_trial(trial._trial_id)
+    for number, other in latest(study).items():
+        if other.value is not None and other.params == params:
+            trial.set_user_attr(SAME_AS, number)
+            return other.value
+    name = experiment.name(study.study_name, first_of(frozen))
+    return run_seeds(name, plan, params, clone)
+
+
+def run_seeds(name: str, plan: Plan, params: dict[str, Any], clone: Clone) -> float:
+    """Run the experiments of a configuration; return the mean of what is minimized."""
+    base = clone.params()
+    try:
+        checked(base, params)
+    except UserError as error:
+        raise UnfitError(name, str(error)) from error
+    values = []
+    for end, seed in seeds(plan):
+        clone.obtain(name + end, params | seed)
+        values.append(clone.value(name + end, checked(base, params | seed), plan.minimize))
+        clone.publish(name + end)
+    return statistics.fmean(values)
+
+
+def seeds(plan: Plan) -> list[tuple[str, dict[str, int]]]:
+    """The end of the name and the parameter of each run of a configuration."""
+    if plan.seeds == 0:
+        return [("", {})]
+    return [(f"-s{seed}", {"seed": seed}) for seed in range(1, plan.seeds + 1)]

@@ -1,0 +1,273 @@
+"""What `sweep new` plans and refuses, and what workers take, in a store of their own."""
+
+import argparse
+import time
+
+import optuna
+import pytest
+from conftest import error_about
+from helpers.repo import Repo
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from pipeline.commands import sweep
+from pipeline.commands.sweeps import experiment, space, study, worker
+from pipeline.commands.sweeps.experiment import UnfitError
+from pipeline.params import load_params
+from pipeline.paths import DVC_LOCK
+
+NEW = {"space": ["z_dim=2,4"], "trials": None, "seeds": None, "minimize": "val/neg_elbo"}
+MANY = ",".join(map(str, range(1, 102)))
+NEW |= {"sampler": None, "grace": 240}
+
+
+@pytest.fixture(scope="module")
+def repo(repro_repo, tmp_path_factory) -> Repo:
+    return repro_repo.copy(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture
+def root(repo, monkeypatch):
+    """The repository as the working directory, without a store."""
+    monkeypatch.chdir(repo.root)
+    for name in ("OPTUNA_STORAGE", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    yield repo.root
+    (repo.root / "sweeps.db").unlink(missing_ok=True)
+
+
+def new(name: str = "widths", **changes: object) -> None:
+    sweep.new(argparse.Namespace(name=name, **NEW | changes), sweep.home())
+
+
+@pytest.fixture(scope="module")
+def base(repo):
+    return load_params(repo.root / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("word", "distribution"),
+    [
+        ("z_dim=2..64", IntDistribution(2, 64)),
+        ("z_dim=2..64:log", IntDistribution(2, 64, log=True)),
+        ("learning_rate=1e-4..1e-2:log", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("beta=0..4", FloatDistribution(0, 4)),
+        ("h_dim=200,400", CategoricalDistribution([200, 400])),
+        ("activation=relu,tanh", CategoricalDistribution(["relu", "tanh"])),
+        ("conditional=true,false", CategoricalDistribution([True, False])),
+        ("sigma=learned,optimal,0.1", CategoricalDistribution(["learned", "optimal", 0.1])),
+        ("learning_rate=1e-3", CategoricalDistribution([1e-3])),
+    ],
+)
+def test_values_and_ranges_have_the_type_of_the_parameter(base, word, distribution):
+    assert space.parse([word], base) == {word.partition("=")[0]: distribution}
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject"),
+    [
+        ({"space": ["z_dmi=2,4"]}, "'z_dmi'"),
+        ({"space": ["z_dim"]}, "'z_dim'"),
+        ({"space": [""]}, "''"),
+        ({"space": ["z_dim="]}, "'z_dim='"),
+        ({"space": ["z_dim=2,"]}, "z_dim"),
+        ({"space": ["z_dim=2.."]}, "z_dim"),
+        ({"space": ["z_dim=2...8"]}, "z_dim"),
+        ({"space": ["beta=1..2:LOG"]}, "beta"),
+        ({"space": ["beta=1,1.0"]}, "beta"),
+        ({"space": ["likelihood=bernoulli,gaussian"]}, "likelihood"),
+        ({"space": ["sigma=0.1..1"], "trials": 3}, "params.yaml: sigma"),
+        ({"sampler": "random"}, "--sampler"),
+        ({"space": [f"{key}={MANY}" for key in ("z_dim", "h_dim")]}, "sweep"),
+        ({"space": ["z_dim=2", "z_dim=4"]}, "z_dim"),
+        ({"space": ["z_dim=2,2"]}, "z_dim"),
+        ({"space": ["z_dim=0,4"]}, "sweep: z_dim"),
+        ({"space": ["z_dim=2,a"]}, "sweep: z_dim"),
+        ({"space": ["z_dim=[2"]}, "sweep: z_dim"),
+        ({"space": ["z_dim=8..2"], "trials": 3}, "z_dim"),
+        ({"space": ["z_dim=2..5.5"], "trials": 3}, "sweep: z_dim"),
+        ({"space": ["beta=0..4:log"], "trials": 3}, "beta"),
+        ({"space": ["activation=relu..tanh"], "trials": 3}, "activation"),
+        ({"space": ["z_dim=2..8"]}, "z_dim"),  # a range in a grid
+        ({"space": ["dataset=mnist,kmnist"]}, "dataset"),
+        ({"space": ["eval_samples=5,10"]}, "eval_samples"),
+        ({"space": ["objective=elbo,iwae", "beta=1,2"]}, "params.yaml: beta"),
+        ({"space": ["seed=1,2"], "seeds": 2}, "seed"),
+        ({"minimize": "test/nll"}, "test/nll"),
+        ({"minimize": "val/nll"}, "val/nll"),
+        ({"name": "a/b"}, "'a/b'"),
+        ({"name": "a..b"}, "'a..b'"),
+        ({"name": "-s"}, "'-s'"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(root, changes, subject):
+    with error_about(subject):
+        new(**changes)
+
+
+def test_a_sweep_is_over_a_commit(root):
+    with (root / "params.yaml").open("a") as params:
+        params.write("# more\n")
+    try:
+        with error_about("params.yaml"):
+            new()
+    finally:
+        experiment.git("checkout", "-q", ".", at=root)
+
+
+def test_an_interrupted_plan_is_completed_and_another_one_refused(root):
+    new(space=["z_dim=2,4,8"])
+    with error_about("widths"):
+        new(space=["z_dim=2,4"])
+    new(space=["z_dim=2,4,8"])
+    found, _ = study.load("widths", root)
+    assert [each.system_attrs["fixed_params"]["z_dim"] for each in found.trials] == [2, 4, 8]
+    with error_about("'other'"):
+        study.load("other", root)
+
+
+def test_a_store_that_cannot_be_reached_is_one_line(root, monkeypatch):
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql+psycopg://x:y@127.0.0.1:1/none")
+    with error_about("optuna"):
+        new()
+    with error_about("optuna"):
+        study.load("widths", root)
+
+
+def test_a_clone_with_something_else_is_refused(root):
+    new()
+    _, plan = study.load("widths", root)
+    study.check_here("widths", plan, root)
+    for change in ({"baseline": "0" * 40}, {"versions": {}}):
+        with error_about("widths"):
+            study.check_here("widths", study.Plan(**{**vars(plan), **change}), root)
+    clone = experiment.open_clone(root, plan.baseline)
+    experiment.require_data(clone)
+    with error_about("data/raw"):
+        experiment.require_cached([sweep.Path("data/raw")], clone.file("HEAD", DVC_LOCK), root)
+
+
+def test_a_dataset_that_is_not_executed_is_refused(repo, tmp_path, monkeypatch):
+    """Workers would prepare it, and train a classifier each."""
+    other = repo.copy(tmp_path / "other")
+    other.set(dataset="fashion_mnist")
+    other.commit()
+    monkeypatch.chdir(other.root)
+    with error_about("dvc.yaml"):
+        new()
+
+
+def work(root, monkeypatch, values):
+    """Work on `widths` with values in place of trainings; exceptions are raised."""
+
+    def run_seeds(name, plan, params, clone):
+        value = values.pop(0) if values else 1.0
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    monkeypatch.setattr(worker, "run_seeds", run_seeds)
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.1)
+    found, plan = study.load("widths", root)
+    clone = experiment.open_clone(root, plan.baseline)
+    worker.work(found, plan, clone, lambda _: None)
+    return study.latest(found)
+
+
+def test_parameters_that_cannot_be_trained_with_fail_for_good(root, monkeypatch):
+    new()
+    trials = work(root, monkeypatch, [UnfitError("widths-0000", "diverged"), 5.0])
+    assert [trial.state for trial in trials.values()] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert trials[0].user_attrs["reason"] == "diverged"
+
+
+@pytest.mark.parametrize("error", [experiment.UserError("dvc push", "503"), KeyboardInterrupt()])
+def test_after_any_other_failure_the_trial_waits_again(root, monkeypatch, error):
+    new(space=["learning_rate=1e-4..1e-2"], trials=2)
+    with pytest.raises(type(error)):
+        work(root, monkeypatch, [error])
+    found, _ = study.load("widths", root)
+    (failed, *_), last = found.trials, study.latest(found)
+    assert {trial.state for trial in last.values()} == {TrialState.WAITING, TrialState.FAIL}
+    trials = work(root, monkeypatch, [])
+    assert len(trials) == 2 and {trial.state for trial in trials.values()} == {TrialState.COMPLETE}
+    assert trials[0].params == failed.params  # not another draw
+
+
+def test_the_trial_of_a_killed_worker_waits_again(root, monkeypatch):
+    new(grace=1)
+    found, _ = study.load("widths", root)
+    study.take(found)  # by a worker that then is silent
+    trials = work(root, monkeypatch, [3.0, 4.0])
+    assert [trial.value for trial in trials.values()] == [4.0, 3.0]
+
+
+def test_nothing_is_run_twice(root, monkeypatch):
+    new(space=["z_dim=2,4"], trials=6)
+    trials = work(root, monkeypatch, [3.0, 4.0])  # another training would have value 1
+    assert sorted({trial.value for trial in trials.values()}) == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("end", [5.0, UnfitError("x", "y")])
+def test_a_worker_that_was_silent_for_too_long_changes_nothing(root, monkeypatch, end):
+    new(space=["z_dim=2"])
+    found, plan = study.load("widths", root)
+    trial = study.take(found)
+
+    def overtaken(name, plan, params, clone):
+        found.tell(trial.number, state=TrialState.FAIL)
+        if isinstance(end, UnfitError):
+            raise end
+        return end
+
+    monkeypatch.setattr(worker, "run_seeds", overtaken)
+    worker.run_trial(found, plan, experiment.open_clone(root, plan.baseline), trial)
+    trials = work(root, monkeypatch, [4.0])
+    assert [trial.value for trial in trials.values()] == [4.0]
+
+
+def test_a_trial_that_failed_without_a_reason_waits_again(root, monkeypatch):
+    """As after a worker that was killed, whenever that was."""
+    new()
+    found, _ = study.load("widths", root)
+    found.tell(study.take(found).number, state=TrialState.FAIL)
+    trials = work(root, monkeypatch, [3.0, 4.0])
+    assert [trial.value for trial in trials.values()] == [4.0, 3.0]
+
+
+def test_an_outage_of_the_store_does_not_end_the_heartbeats(root, monkeypatch):
+    new()
+    found, _ = study.load("widths", root)
+    trial = study.take(found)
+    beats = []
+
+    def record(trial_id):
+        beats.append(trial_id)
+        if len(beats) < 3:
+            raise optuna.exceptions.StorageInternalError
+
+    monkeypatch.setattr(found._storage, "record_heartbeat", record)
+    with worker.heartbeat(found, trial, 0.01):
+        time.sleep(0.5)
+    assert len(beats) > 3
+
+
+def test_the_report_says_what_failed_and_why(root, monkeypatch, capsys):
+    new(space=["z_dim=2,4,8,16,32", "h_dim=20,40"])
+    sweep.show(argparse.Namespace(name="widths"), root)
+    work(root, monkeypatch, [UnfitError("widths-0000", "diverged"), *map(float, range(9))])
+    sweep.show(argparse.Namespace(name="widths"), root)
+    before, after = capsys.readouterr().out.split("10 waiting\n")[-1].split("9 complete, 1 fail")
+    assert "Wrote" not in before
+    assert after.index("widths-0001") < after.index("widths-0009")
+    assert "failed: widths-0000: diverged" in after
+    assert "importance" in after
+    page = (root / "reports/sweeps/widths.html").read_text()
+    assert page.count("plotly-graph-div") >= 3
+
+
+def test_seeds_and_settings_are_what_dvc_gets(base):
+    plan = study.Plan("val/neg_elbo", "tpe", 240, 1, 2, {}, "", {})
+    assert worker.seeds(plan) == [("-s1", {"seed": 1}), ("-s2", {"seed": 2})]
+    assert experiment.setting("conditional", True) == "conditional=true"
+    assert experiment.setting("learning_rate", 1e-05) == "learning_rate=1e-05"
