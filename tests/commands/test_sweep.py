@@ -36,6 +36,12 @@ def root(repo, monkeypatch):
     (repo.root / "sweeps.db").unlink(missing_ok=True)
 
 
+def command(*words: str) -> None:
+    parser = argparse.ArgumentParser()
+    sweep.add_arguments(parser)
+    sweep.main(parser.parse_args(words))
+
+
 def new(name: str = "widths", **changes: object) -> None:
     sweep.new(argparse.Namespace(name=name, **NEW | changes), sweep.home())
 
@@ -128,10 +134,15 @@ def test_an_interrupted_plan_is_completed_and_another_one_refused(root):
 
 def test_a_store_that_cannot_be_reached_is_one_line(root, monkeypatch):
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql+psycopg://x:y@127.0.0.1:1/none")
-    with error_about("optuna"):
-        new()
-    with error_about("optuna"):
-        study.load("widths", root)
+    for words in (("new", "widths", "z_dim=2,4"), ("work", "widths")):
+        with error_about("optuna"):
+            command(*words)
+
+
+def test_ray_is_refused_without_remotes_and_a_store_that_nodes_share(root):
+    command("new", "widths", "z_dim=2,4")
+    with error_about("--ray"):
+        command("work", "widths", "--ray", "auto")
 
 
 def test_a_clone_with_something_else_is_refused(root):
@@ -170,7 +181,7 @@ def work(root, monkeypatch, values):
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.1)
     found, plan = study.load("widths", root)
     clone = experiment.open_clone(root, plan.baseline)
-    worker.work(found, plan, clone, lambda _: None)
+    worker.work(found, plan, clone, lambda: None)
     return study.latest(found)
 
 
