@@ -85,13 +85,17 @@ def load_params(path: Path = PARAMS) -> Params:
     return check_params(read_yaml(path), path.name)
 
 
-def check_params(content: dict[str, Any], name: str, *, combination: bool = True) -> Params:
-    """Check every key of `content`, which is called `name`. Raises UserError about the key.
+def check_params(content: dict[str, Any], name: str) -> Params:
+    """Check `content`, which is called `name`. Raises UserError about the key."""
+    params = check_each(content, name)
+    check_combination(params, name)
+    return params
 
-    combination: also whether they have a meaning together.
-    """
+
+def check_each(content: dict[str, Any], name: str) -> Params:
+    """Check every key, not whether they have a meaning together. Raises UserError about the key."""
     try:
-        params = Params.model_validate(content)
+        return Params.model_validate(content)
     except ValidationError as error:
         # A misspelled key is both unknown and missing; the unknown key is the one to report.
         first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
@@ -99,24 +103,21 @@ def check_params(content: dict[str, Any], name: str, *, combination: bool = True
         value = "" if first["type"] == "missing" else f" (got {content[key]!r:.60})"
         reasons = [detail["msg"] for detail in error.errors() if detail["loc"][0] == key]
         raise UserError(f"{name}: {key}", f"{'; or '.join(reasons)}{value}") from error
-    if combination:
-        check_combination(params)
-    return params
 
 
-def check_combination(params: Params) -> None:
+def check_combination(params: Params, name: str) -> None:
     """Raise UserError about a parameter that another one leaves without meaning."""
     for key, other, values in NEEDS:
         value, given = getattr(params, key), getattr(params, other)
         if value != DEFAULTS[key] and given not in values:
             message = f"has no meaning with {other}: {given} (got {value!r})"
-            raise UserError(f"params.yaml: {key}", message)
+            raise UserError(f"{name}: {key}", message)
     if params.warmup_epochs >= params.num_epochs:
         message = f"must be less than num_epochs: {params.num_epochs} (got {params.warmup_epochs})"
-        raise UserError("params.yaml: warmup_epochs", message)
+        raise UserError(f"{name}: warmup_epochs", message)
     if params.sigma == "optimal" and params.objective != "elbo":
         message = f"optimal is the optimum of elbo only (objective: {params.objective})"
-        raise UserError("params.yaml: sigma", message)
+        raise UserError(f"{name}: sigma", message)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -10,7 +10,9 @@ The store is sweeps.db in the root, or what OPTUNA_STORAGE names (postgresql+psy
 """
 
 import argparse
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from tqdm import tqdm
 
 from pipeline.commands.sweeps import experiment, ray_cluster, report, space, study, worker
 from pipeline.errors import UserError
-from pipeline.paths import DVC_YAML, SWEEPS
+from pipeline.paths import SWEEPS
 from pipeline.runtime.files import home, write_output
 from pipeline.training.fit import TERMS
 
@@ -47,9 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work = actions.add_parser("work", help="run trials until none is left")
     work.add_argument("name", metavar="NAME")
     work.add_argument("--jobs", type=positive, metavar="N", default=1, help="trials at a time")
-    work.add_argument("--ray", metavar="ADDRESS", help="work on the nodes of a Ray cluster")
-    work.add_argument("--workers", type=positive, metavar="N", default=1, help="on the cluster")
-    work.add_argument("--gpus", type=float, metavar="X", default=0, help="GPUs per worker: 0.25")
+    work.add_argument("--ray", metavar="ADDRESS", help="on the nodes of a Ray cluster")
+    work.add_argument("--gpus", type=share, metavar="X", help="of a node, per job (0.25)")
     for action, text in (("show", "print and draw what was found"), ("fetch", "get all of it")):
         actions.add_parser(action, help=text).add_argument("name", metavar="NAME")
 
@@ -59,6 +60,14 @@ def positive(word: str) -> int:
     if not (word.isascii() and word.isdigit() and int(word)):
         raise argparse.ArgumentTypeError(f"{word} is not a number from 1")
     return int(word)
+
+
+def share(word: str) -> float:
+    """A positive number, for argparse."""
+    value = float(word)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is not positive")
+    return value
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -78,10 +87,11 @@ def new(arguments: argparse.Namespace, root: Path) -> None:
     if arguments.sampler and not arguments.trials:
         raise UserError("--sampler", "is for a search; say with --trials how many")
     experiment.require_clean(root)
-    here = study.inputs(root)
-    clone = experiment.open_clone(root, here["baseline"])
+    clone = experiment.open_clone(root, study.here(root)["baseline"])
     if changed := experiment.dvc("status", root, targets=DATA_STAGES):
-        raise UserError(DVC_YAML, f"{next(iter(changed))} has changed; `dvc repro`, and commit")
+        stage, reasons = next(iter(changed.items()))
+        reason = re.sub(r"[{}']", "", str(reasons[0]))
+        raise UserError(f"dvc.yaml: {stage}", f"{reason}; `dvc pull`, or `dvc repro` and commit")
     base = clone.params()
     if base.val_size == 0:
         raise UserError("params.yaml: val_size", f"0 leaves no images to measure {metric} with")
@@ -89,8 +99,8 @@ def new(arguments: argparse.Namespace, root: Path) -> None:
     if arguments.seeds and "seed" in varied:
         raise UserError("seed", "varies already; leave out --seeds")
     if arguments.trials:
-        space.checked(base, space.first(varied))
-        trials: list[dict[str, Any]] = [{}] * arguments.trials
+        space.require_meaning(varied, base)
+        trials: list[dict[str, Any]] = [{}] * arguments.trials  # drawn when they are taken
     else:
         trials = list(space.grid(varied, base))
     plan = study.plan_here(
@@ -106,6 +116,8 @@ def new(arguments: argparse.Namespace, root: Path) -> None:
 
 def work(arguments: argparse.Namespace, root: Path) -> None:
     """Run trials until none is left."""
+    if arguments.gpus and not arguments.ray:
+        raise UserError("--gpus", "is for --ray; without it a job uses the GPU that it finds")
     planned, plan = study.load(arguments.name, root)
     clone = experiment.open_clone(root, plan.baseline)
     with tqdm(unit="trial", disable=None) as bar:
@@ -113,12 +125,12 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
         if arguments.ray:
             errors = ray_cluster.work(
                 arguments.ray, arguments.name, clone,
-                workers=arguments.workers, gpus=arguments.gpus, progress=progress,
+                jobs=arguments.jobs, gpus=arguments.gpus or 0, progress=progress,
             )  # fmt: skip
         else:
             errors = work_here(arguments, planned, plan, clone, progress)
     for error in errors:
-        print(f"sweep: a worker ended early: {error}")
+        print(f"sweep: a job ended early: {error}")
     trials = study.latest(planned).values()
     if left := sum(map(study.is_left, trials)):
         raise UserError(arguments.name, f"{left} trials are left; `sweep work` goes on with them")
@@ -145,7 +157,7 @@ def work_here(
         for _ in range(1, arguments.jobs)
     ]
     try:
-        worker.work(planned, plan, clone, progress)
+        worker.run_trials(planned, plan, clone, progress)
     except BaseException:
         for job in jobs:
             job.terminate()
@@ -165,9 +177,10 @@ def advance(bar: "tqdm[None]", planned: Study) -> None:
 def show(arguments: argparse.Namespace, root: Path) -> None:
     """Print the trials, draw them."""
     planned, plan = study.load(arguments.name, root)
-    print(report.table(planned, plan))
+    results = study.results(planned)
+    print(report.table(results, plan))
     path = SWEEPS / f"{arguments.name}.html"
-    if content := report.page(planned, plan):
+    if content := report.page(results, plan):
         write_output(root / path, content.encode())
         print(f"Wrote {path}: open it in a browser")
 
@@ -176,7 +189,7 @@ def fetch(arguments: argparse.Namespace, root: Path) -> None:
     """Bring the experiments here."""
     planned, plan = study.load(arguments.name, root)
     names = [
-        experiment.name(arguments.name, number) + end
+        experiment.trial_name(arguments.name, number) + end
         for number, trial in study.latest(planned).items()
         if trial.value is not None and study.SAME_AS not in trial.user_attrs
         for end, _ in worker.seeds(plan)

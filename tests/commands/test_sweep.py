@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from pipeline.commands import sweep
 from pipeline.commands.sweeps import experiment, space, study, worker
 from pipeline.commands.sweeps.experiment import UnfitError
+from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.paths import DVC_LOCK
 
@@ -76,28 +77,33 @@ def test_values_and_ranges_have_the_type_of_the_parameter(base, word, distributi
         ({"space": ["z_dim"]}, "'z_dim'"),
         ({"space": [""]}, "''"),
         ({"space": ["z_dim="]}, "'z_dim='"),
-        ({"space": ["z_dim=2,"]}, "z_dim"),
-        ({"space": ["z_dim=2.."]}, "z_dim"),
-        ({"space": ["z_dim=2...8"]}, "z_dim"),
-        ({"space": ["beta=1..2:LOG"]}, "beta"),
-        ({"space": ["beta=1,1.0"]}, "beta"),
-        ({"space": ["likelihood=bernoulli,gaussian"]}, "likelihood"),
-        ({"space": ["sigma=0.1..1"], "trials": 3}, "params.yaml: sigma"),
+        ({"space": ["z_dim=2,"]}, "sweep: z_dim"),
+        ({"space": ["z_dim=2.."]}, "sweep: z_dim"),
+        ({"space": ["z_dim=2...8"]}, "sweep: z_dim"),
+        ({"space": ["beta=1..2:LOG"]}, "sweep: beta"),
+        ({"space": ["beta=1,1.0"]}, "sweep: beta"),
+        ({"space": ["likelihood=bernoulli,gaussian"]}, "sweep: likelihood"),
+        ({"space": ["sigma=0.1..1"], "trials": 3}, "sweep: sigma"),
         ({"sampler": "random"}, "--sampler"),
         ({"space": [f"{key}={MANY}" for key in ("z_dim", "h_dim")]}, "sweep"),
-        ({"space": ["z_dim=2", "z_dim=4"]}, "z_dim"),
-        ({"space": ["z_dim=2,2"]}, "z_dim"),
+        ({"space": ["z_dim=2", "z_dim=4"]}, "sweep: z_dim"),
+        ({"space": ["z_dim=2,2"]}, "sweep: z_dim"),
         ({"space": ["z_dim=0,4"]}, "sweep: z_dim"),
         ({"space": ["z_dim=2,a"]}, "sweep: z_dim"),
-        ({"space": ["z_dim=[2"]}, "sweep: z_dim"),
-        ({"space": ["z_dim=8..2"], "trials": 3}, "z_dim"),
+        ({"space": ["z_dim=[2"]}, "sweep: z_dim: '[2'"),
+        ({"space": ["=2"]}, "'=2'"),
+        (
+            {"space": ["prior=normal", "prior_components=2..9"], "trials": 3},
+            "sweep: prior_components",
+        ),
+        ({"space": ["z_dim=8..2"], "trials": 3}, "sweep: z_dim"),
         ({"space": ["z_dim=2..5.5"], "trials": 3}, "sweep: z_dim"),
-        ({"space": ["beta=0..4:log"], "trials": 3}, "beta"),
-        ({"space": ["activation=relu..tanh"], "trials": 3}, "activation"),
-        ({"space": ["z_dim=2..8"]}, "z_dim"),  # a range in a grid
-        ({"space": ["dataset=mnist,kmnist"]}, "dataset"),
-        ({"space": ["eval_samples=5,10"]}, "eval_samples"),
-        ({"space": ["objective=elbo,iwae", "beta=1,2"]}, "params.yaml: beta"),
+        ({"space": ["beta=0..4:log"], "trials": 3}, "sweep: beta"),
+        ({"space": ["activation=relu..tanh"], "trials": 3}, "sweep: activation"),
+        ({"space": ["z_dim=2..8"]}, "sweep: z_dim"),  # a range in a grid
+        ({"space": ["dataset=mnist,kmnist"]}, "sweep: dataset"),
+        ({"space": ["eval_samples=5,10"]}, "sweep: eval_samples"),
+        ({"space": ["objective=elbo,iwae", "beta=1,2"]}, "sweep: beta"),
         ({"space": ["seed=1,2"], "seeds": 2}, "seed"),
         ({"minimize": "test/nll"}, "test/nll"),
         ({"minimize": "val/nll"}, "val/nll"),
@@ -109,6 +115,11 @@ def test_values_and_ranges_have_the_type_of_the_parameter(base, word, distributi
 def test_a_sweep_that_cannot_be_is_refused(root, changes, subject):
     with error_about(subject):
         new(**changes)
+
+
+def test_a_search_may_draw_combinations_without_a_meaning(root):
+    new("priors", space=["prior=normal,vamp", "prior_components=20..30"], trials=2)
+    new("objectives", space=["beta=0..2", "objective=iwae,elbo"], trials=2)
 
 
 def test_a_sweep_is_over_a_commit(root):
@@ -149,7 +160,7 @@ def test_a_clone_with_something_else_is_refused(root):
     new()
     _, plan = study.load("widths", root)
     study.check_here("widths", plan, root)
-    for change in ({"baseline": "0" * 40}, {"versions": {}}):
+    for change in ({"baseline": "0" * 40}, {"versions": {"torch": "0"}}):
         with error_about("widths"):
             study.check_here("widths", study.Plan(**{**vars(plan), **change}), root)
     clone = experiment.open_clone(root, plan.baseline)
@@ -164,7 +175,7 @@ def test_a_dataset_that_is_not_executed_is_refused(repo, tmp_path, monkeypatch):
     other.set(dataset="fashion_mnist")
     other.commit()
     monkeypatch.chdir(other.root)
-    with error_about("dvc.yaml"):
+    with error_about("dvc.yaml: download"):
         new()
 
 
@@ -181,7 +192,7 @@ def work(root, monkeypatch, values):
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.1)
     found, plan = study.load("widths", root)
     clone = experiment.open_clone(root, plan.baseline)
-    worker.work(found, plan, clone, lambda: None)
+    worker.run_trials(found, plan, clone, lambda: None)
     return study.latest(found)
 
 
@@ -192,7 +203,7 @@ def test_parameters_that_cannot_be_trained_with_fail_for_good(root, monkeypatch)
     assert trials[0].user_attrs["reason"] == "diverged"
 
 
-@pytest.mark.parametrize("error", [experiment.UserError("dvc push", "503"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [UserError("dvc push", "503"), KeyboardInterrupt()])
 def test_after_any_other_failure_the_trial_waits_again(root, monkeypatch, error):
     new(space=["learning_rate=1e-4..1e-2"], trials=2)
     with pytest.raises(type(error)):
@@ -275,6 +286,46 @@ def test_the_report_says_what_failed_and_why(root, monkeypatch, capsys):
     assert "importance" in after
     page = (root / "reports/sweeps/widths.html").read_text()
     assert page.count("plotly-graph-div") >= 3
+
+
+def recorded(repo: Repo, folder, **changes: object) -> experiment.Clone:
+    """A clone with an experiment `x` that has such parameters, and a history of four epochs."""
+    other = repo.copy(folder / "other")
+    baseline = other.run("git", "rev-parse", "HEAD").strip()
+    other.set(**changes)
+    lines = ["epoch,val/neg_elbo,val/kl", "1,7,1", "2,5,2", "3,6,3", "4,8,4"]
+    (other.root / "reports/history.csv").write_text("\n".join(lines))
+    other.commit()
+    clone = experiment.open_clone(other.root, baseline)
+    other.run("git", "update-ref", clone.ref("x"), "HEAD")
+    return clone
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [({}, 4.0), ({"patience": 3}, 2.0), ({"patience": 3, "warmup_epochs": 2}, 3.0)],
+)
+def test_the_value_is_of_the_epoch_whose_weights_the_model_has(repo, tmp_path, changes, value):
+    clone = recorded(repo, tmp_path, num_epochs=4, **changes)
+    assert clone.value("x", "val/kl") == value
+    params = clone.params().model_copy(update={"num_epochs": 4, **changes})
+    clone.check("x", params)
+    with error_about("x"):
+        clone.check("x", params.model_copy(update={"z_dim": 99}))
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        ("failed to run: python, exited with -9", UnfitError),
+        ("params.yaml: learning_rate: diverged\nfailed to run: python, exited with 3", UnfitError),
+        ("a file: disk full\nfailed to run: python, exited with 2", UserError),
+        ("ERROR: unexpected error", UserError),
+        ("", UserError),
+    ],
+)
+def test_only_some_failures_are_due_to_the_parameters(output, kind):
+    assert type(experiment.failure("x", output)) is kind
 
 
 def test_seeds_and_settings_are_what_dvc_gets(base):

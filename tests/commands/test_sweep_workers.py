@@ -140,7 +140,7 @@ def test_a_ray_cluster_completes_a_grid_although_a_node_is_lost(team, serial):
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         node = cluster.add_node(num_cpus=1)
-        worker = start(repo, "grid", "--ray", cluster.address, "--workers", "2")
+        worker = start(repo, "grid", "--ray", cluster.address, "--jobs", "2")
         end = time.monotonic() + 240
         while not team.published():
             assert time.monotonic() < end and worker.poll() is None

@@ -7,6 +7,7 @@ means complete. (`dvc exp push` does it in the other order.)
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -34,7 +35,7 @@ CACHED = (*DATA, MODEL, PER_IMAGE)
 RESULTS = (":!dvc.lock", ":!reports", f":!{PARAMS}")
 
 
-def name(sweep: str, number: int) -> str:
+def trial_name(sweep: str, number: int) -> str:
     """The experiment of a trial. DVC's own names are unique on one machine only."""
     return f"{sweep}-{number:04}"
 
@@ -105,23 +106,30 @@ class Clone:
             refs = [f"+{self.ref(name)}:{self.ref(name)}" for name in names]
             git("fetch", "--quiet", self.remote, *refs, at=self.root)
 
-    def value(self, name: str, params: Params, metric: str) -> float:
-        """The metric in the experiment's history, of the epoch whose weights the model has.
+    def check(self, name: str, params: Params) -> None:
+        """Raise UserError if the experiment has other parameters or other code.
 
-        Raises UserError if it has other parameters or other code: those of an earlier sweep, or of
-        edits while it was started.
+        It may be one of an earlier sweep, or something was edited while it was started.
         """
-        commit = self.ref(name)
-        recorded = parse_yaml(self.file(commit, PARAMS), PARAMS.name)
-        edited = git(
-            "diff", "--name-only", self.baseline, commit, "--", ".", *RESULTS, at=self.root
-        )
-        if edited or check_params(recorded, PARAMS.name) != params:
-            what = f"changes to {' '.join(edited.split())}" if edited else "other parameters"
-            raise UserError(name, f"exists, with {what}; `dvc exp remove {name}`, then go on")
-        history = pd.read_csv(io.StringIO(self.file(commit, HISTORY)))
-        row = history["val/neg_elbo"].idxmin() if params.patience else len(history) - 1
-        return float(history[metric][row])
+        recorded = check_params(parse_yaml(self.file(self.ref(name), PARAMS), name), name)
+        changed = ("diff", "--name-only", self.baseline, self.ref(name), "--", ".", *RESULTS)
+        if edited := git(*changed, at=self.root).split():
+            difference = f"changes to {' '.join(edited)}"
+        elif recorded != params:
+            difference = "other parameters"
+        else:
+            return
+        remove = f"dvc exp remove {f'-g {self.remote} ' if self.published([name]) else ''}{name}"
+        raise UserError(name, f"exists, with {difference}; `{remove}`, then go on")
+
+    def value(self, name: str, metric: str) -> float:
+        """The metric in the experiment's history, of the epoch whose weights the model has."""
+        params = check_params(parse_yaml(self.file(self.ref(name), PARAMS), name), name)
+        history = pd.read_csv(io.StringIO(self.file(self.ref(name), HISTORY)), index_col="epoch")
+        kept = history.index[-1]
+        if params.patience:  # as `training.best_epoch` chooses
+            kept = history.loc[params.warmup_epochs + 1 :, "val/neg_elbo"].idxmin()
+        return float(history.loc[kept, metric])
 
 
 def open_clone(root: Path, baseline: str) -> Clone:
@@ -182,7 +190,7 @@ def execute(name: str, params: Mapping[str, Any], root: Path) -> None:
             [*command, *settings], cwd=root, env=env, stdout=file, stderr=file, check=False
         )
     if process.returncode:
-        raise _error(name, output.read_text(encoding="utf-8", errors="replace"))
+        raise failure(name, output.read_text(encoding="utf-8", errors="replace"))
 
 
 def setting(key: str, value: object) -> str:
@@ -199,11 +207,13 @@ def dvc(action: str, root: Path, **options: Any) -> Any:
         raise UserError(f"dvc {action}", " ".join(str(error).split())) from error
 
 
-def _error(name: str, output: str) -> UserError:
-    """The last line of the stage that failed, or of DVC."""
+def failure(name: str, output: str) -> UserError:
+    """The error that an experiment ended with: the last line of its stage, or of DVC."""
     lines = [line for line in output.splitlines() if line.strip()] or ["no output"]
     status = re.search(r"exited with (-?\d+)", lines[-1])
     if status:
         lines = [line for line in lines if not line.endswith(status[0])]
+    if status and int(status[1]) == -signal.SIGKILL:
+        return UnfitError(name, "a stage was killed, as the kernel does when memory runs out")
     kind = UnfitError if status and int(status[1]) == UNFIT else UserError
     return kind(name, lines[-1].removeprefix("ERROR: ").strip())

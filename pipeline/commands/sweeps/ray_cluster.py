@@ -22,11 +22,11 @@ def work(
     name: str,
     clone: Clone,
     *,
-    workers: int,
+    jobs: int,
     gpus: float,
     progress: Callable[[], None],
 ) -> list[str]:
-    """Run `sweep work` in `workers` tasks until all have ended; return the errors of some.
+    """Run `sweep work` in `jobs` tasks until all have ended; return the errors of some.
 
     A task whose node is lost starts again on another one; the trial that it had taken waits again.
     """
@@ -37,7 +37,7 @@ def work(
     url = git("remote", "get-url", clone.remote, at=clone.root).strip()
     env = {key: os.environ[key] for key in SHARED if key in os.environ}
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(_work)
-    running = [task.remote(name, url, clone.baseline, env) for _ in range(workers)]
+    running = [task.remote(name, url, clone.baseline, env) for _ in range(jobs)]
     errors: list[str] = []
     while running:
         ended, running = ray.wait(running, timeout=POLL_SECONDS)

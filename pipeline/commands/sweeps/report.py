@@ -9,44 +9,42 @@ from optuna.importance import get_param_importances
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from pipeline.commands.sweeps.study import REASON, SAME_AS, Plan, latest
+from pipeline.commands.sweeps.experiment import trial_name
+from pipeline.commands.sweeps.study import REASON, SAME_AS, Plan
 
 SHOWN = 20  # the best trials in the terminal
 
 
 def table(study: Study, plan: Plan) -> str:
     """The trials, best first; how many there are of each state; what failed, and why."""
-    trials = latest(study)
+    trials = {trial_name(study.study_name, each.number): each for each in study.trials}
     states = pd.Series([trial.state.name.lower() for trial in trials.values()]).value_counts()
     lines = [", ".join(f"{count} {state}" for state, count in states.items())]
-    done = {n: trial for n, trial in trials.items() if trial.state == TrialState.COMPLETE}
-    if done:
-        rows = {
-            f"{study.study_name}-{number:04}": {
-                plan.minimize: trial.value, **trial.params,
-                "worker": trial.user_attrs.get("worker", ""),
-            }
-            for number, trial in done.items()
-            if SAME_AS not in trial.user_attrs
-        }  # fmt: skip
+    rows = {
+        name: {
+            plan.minimize: trial.value, **trial.params,
+            "worker": trial.user_attrs.get("worker", ""),
+        }
+        for name, trial in trials.items()
+        if trial.state == TrialState.COMPLETE and SAME_AS not in trial.user_attrs
+    }  # fmt: skip
+    if rows:
         frame = pd.DataFrame.from_dict(rows, orient="index").sort_values(plan.minimize)
         lines.append(frame.head(SHOWN).to_string(float_format="{:.5g}".format))
-    for number, trial in trials.items():
+    for name, trial in trials.items():
         if trial.state == TrialState.FAIL:
             reason = trial.user_attrs.get(REASON, "its worker ended; `sweep work` tries again")
-            lines.append(f"failed: {study.study_name}-{number:04}: {reason}")
-    if weights := importances(study):
+            lines.append(f"failed: {name}: {reason}")
+    if weights := importances(study, plan):
         listed = ", ".join(f"{key} {weight:.0%}" for key, weight in weights.items())
         lines.append(f"importance of each parameter (fANOVA): {listed}")
     return "\n".join(lines)
 
 
-def importances(study: Study) -> dict[str, float]:
+def importances(study: Study, plan: Plan) -> dict[str, float]:
     """The share of the variance that each parameter explains; {} with too few trials."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    values = {trial.value for trial in done}
-    varied = study.user_attrs["plan"]["space"]
-    if len(values) < 4 or len(varied) < 2:
+    values = {trial.value for trial in study.trials} - {None}
+    if len(values) < 4 or len(plan.space) < 2:
         return {}
     return get_param_importances(
         study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -55,7 +53,7 @@ def importances(study: Study) -> dict[str, float]:
 
 def page(study: Study, plan: Plan) -> str:
     """History of the best value, parallel coordinates, slices; "" before the first result."""
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    if all(trial.state != TrialState.COMPLETE for trial in study.trials):
         return ""
     keys = list(plan.distributions())
     figures = [plots.plot_optimization_history(study, target_name=plan.minimize)]

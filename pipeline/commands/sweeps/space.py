@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import islice, product
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from optuna.distributions import (
 from optuna.trial import Trial
 
 from pipeline.errors import UserError
-from pipeline.params import Params, check_params, parse_yaml
+from pipeline.params import Params, check_each, check_params, parse_yaml
 
 Space = dict[str, BaseDistribution]
 
@@ -24,11 +24,11 @@ LIMITS = "LOW..HIGH[:log]"
 MOST = 10_000  # trials of a grid
 # One study is about one dataset, whose classifier all its trials share, on one kind of device.
 FIXED = {
-    "dataset": "a sweep is over one dataset; edit params.yaml, `dvc repro`, and commit",
+    "dataset": "is the same in all trials of a sweep; edit params.yaml, `dvc repro`, and commit",
     "likelihood": "decides what is measured, so trials would not compare",
     "binarize": "decides what is measured, so trials would not compare",
-    "device": "decides no result",
-    "sample_every": "decides no result",
+    "device": "changes no result; set it in params.yaml",
+    "sample_every": "changes no result; set it in params.yaml",
     "eval_samples": "decides how results are measured, so trials would not compare",
     "eval_proposal_scale": "decides how results are measured, so trials would not compare",
     "val_size": "decides what is measured, so trials would not compare",
@@ -39,18 +39,18 @@ def parse(words: Sequence[str], base: Params) -> Space:
     """The distribution of each parameter. Raises UserError about the first that is not valid."""
     space: Space = {}
     for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not text:
+        key, _, text = word.partition("=")
+        if not (key and text):
             raise UserError(repr(word), f"is not KEY=VALUE,VALUE or KEY={LIMITS}")
         if key not in Params.model_fields:
             raise UserError(repr(key), "is not a parameter of params.yaml")
         if key in FIXED:
-            raise UserError(key, FIXED[key])
+            raise UserError(f"sweep: {key}", FIXED[key])
         if key in space:
-            raise UserError(key, "is given twice")
+            raise UserError(f"sweep: {key}", "is given twice")
         match = RANGE.fullmatch(text)
         if ".." in text and not match:
-            raise UserError(key, f"is no range {LIMITS} (got {text})")
+            raise UserError(f"sweep: {key}", f"is no range {LIMITS} (got {text})")
         space[key] = _range(key, match, base) if match else _values(key, text, base)
     return space
 
@@ -59,24 +59,39 @@ def grid(space: Space, base: Params) -> Iterator[dict[str, Any]]:
     """Every combination of the values, each checked. Raises UserError about a range."""
     for key, values in space.items():
         if not isinstance(values, CategoricalDistribution):
-            raise UserError(key, "is a range; --trials N says how many values are tried")
-    choices = [each.choices for each in space.values() if isinstance(each, CategoricalDistribution)]
-    count = prod(map(len, choices))
-    if count > MOST:
+            message = "is a range; say with --trials how many combinations to try"
+            raise UserError(f"sweep: {key}", message)
+    if (count := prod(len(ends(each)) for each in space.values())) > MOST:
         raise UserError("sweep", f"{count} combinations are too many; search with --trials N")
-    for chosen in product(*choices):
-        params = dict(zip(space, chosen, strict=True))
+    for params in corners(space):
         checked(base, params)
         yield params
 
 
-def first(space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """One combination: the first value or the lower end of each parameter."""
-    values: dict[str, Any] = {}
-    for key, each in space.items():
-        is_choice = isinstance(each, CategoricalDistribution)
-        values[key] = each.choices[0] if is_choice else each.low  # type: ignore[attr-defined]
-    return values
+def require_meaning(space: Space, base: Params) -> None:
+    """Raise UserError if no combination has a meaning, as far as values and ends tell."""
+    errors = []
+    for params in islice(corners(space), MOST):
+        try:
+            checked(base, params)
+        except UserError as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[0]
+
+
+def corners(space: Space) -> Iterator[dict[str, Any]]:
+    """Every combination of the values and of the ends of the ranges."""
+    for chosen in product(*map(ends, space.values())):
+        yield dict(zip(space, chosen, strict=True))
+
+
+def ends(values: BaseDistribution) -> Sequence[Any]:
+    """The values, or both ends of a range."""
+    if isinstance(values, CategoricalDistribution):
+        return values.choices
+    return values.low, values.high  # type: ignore[attr-defined]
 
 
 def checked(base: Params, changes: Mapping[str, object]) -> Params:
@@ -99,11 +114,14 @@ def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, An
 
 def _values(key: str, text: str, base: Params) -> BaseDistribution:
     if not all(text.split(",")):
-        raise UserError(key, f"has an empty value (got {text})")
+        raise UserError(
+            f"sweep: {key}",
+            f"has an empty value (got {text}); values are joined by commas, without spaces",
+        )
     values = [_parsed(key, word) for word in text.split(",")]
     _check_each(key, values, base)
     if len(set(values)) < len(values):
-        raise UserError(key, f"has the same value twice (got {text})")
+        raise UserError(f"sweep: {key}", f"has the same value twice (got {text})")
     return CategoricalDistribution(values)
 
 
@@ -112,11 +130,11 @@ def _range(key: str, match: re.Match[str], base: Params) -> BaseDistribution:
     log = match["log"] is not None
     for end in (low, high):
         if isinstance(end, bool) or not isinstance(end, int | float):
-            raise UserError(key, f"has a range of numbers only (got {end!r})")
+            raise UserError(f"sweep: {key}", f"has a range of numbers only (got {end!r})")
     if low >= high:
-        raise UserError(key, f"is an empty range ({match[0]})")
+        raise UserError(f"sweep: {key}", f"is an empty range ({match[0]})")
     if log and low <= 0:
-        raise UserError(key, f"has no logarithm at {low}")
+        raise UserError(f"sweep: {key}", f"must start above 0 to have a logarithm (got {low})")
     is_integer = isinstance(getattr(base, key), int)
     _check_each(key, [low, high], base)
     if is_integer:
@@ -125,10 +143,10 @@ def _range(key: str, match: re.Match[str], base: Params) -> BaseDistribution:
 
 
 def _parsed(key: str, word: str) -> Any:
-    return parse_yaml(f"value: {word}", f"sweep: {key}")["value"]
+    return parse_yaml(f"value: {word}", f"sweep: {key}: {word!r}")["value"]
 
 
 def _check_each(key: str, values: Iterable[object], base: Params) -> None:
     """Each by itself: with what else varies it may be valid although it is not with `base`."""
     for value in values:
-        check_params(base.model_dump() | {key: value}, "sweep", combination=False)
+        check_each(base.model_dump() | {key: value}, "sweep")

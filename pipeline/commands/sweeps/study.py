@@ -68,10 +68,10 @@ class Plan:
 def plan_here(root: Path, space: Space, **options: Any) -> Plan:
     """The plan of a sweep over the commit that is checked out."""
     texts = {key: distribution_to_json(each) for key, each in space.items()}
-    return Plan(space=texts, **options, **inputs(root))
+    return Plan(space=texts, **options, **here(root))
 
 
-def inputs(root: Path) -> dict[str, Any]:
+def here(root: Path) -> dict[str, Any]:
     """What decides results beside parameters and the CPU family."""
     return {
         "baseline": git("rev-parse", "HEAD", at=root).strip(),
@@ -80,12 +80,15 @@ def inputs(root: Path) -> dict[str, Any]:
 
 
 def check_here(name: str, plan: Plan, root: Path) -> None:
-    """Raise UserError unless this clone has what the sweep is about."""
-    for key, here in inputs(root).items():
-        planned = getattr(plan, key)
-        if here != planned:
-            advice = f"`git checkout {planned[:10]}`" if key == "baseline" else "`make setup`"
-            raise UserError(name, f"was planned with {key} {planned}, here is {here}; {advice}")
+    """Raise UserError unless this clone has the commit and the libraries of the sweep."""
+    found = here(root)
+    if found["baseline"] != plan.baseline:
+        advice = f"`git checkout {plan.baseline[:10]}`"
+        raise UserError(name, f"is over another commit than HEAD; {advice}")
+    for library, planned in plan.versions.items():
+        if (installed := found["versions"].get(library)) != planned:
+            message = f"was planned with {library} {planned}, here is {installed}; `make setup`"
+            raise UserError(name, message)
 
 
 def create(name: str, plan: Plan, trials: Sequence[Mapping[str, Any]], root: Path) -> None:
@@ -95,7 +98,7 @@ def create(name: str, plan: Plan, trials: Sequence[Mapping[str, Any]], root: Pat
     study = optuna.create_study(storage=_storage(root), study_name=name, load_if_exists=True)
     earlier = study.user_attrs.get("plan", asdict(plan))
     if different := [key for key, value in asdict(plan).items() if earlier[key] != value]:
-        raise UserError(name, f"exists, with another {different[0]}; choose another name")
+        raise UserError(name, f"exists, with different {different[0]}; choose another name")
     study.set_user_attr("plan", asdict(plan))
     for params in trials[len(latest(study)) :]:
         study.enqueue_trial(dict(params))
@@ -103,13 +106,14 @@ def create(name: str, plan: Plan, trials: Sequence[Mapping[str, Any]], root: Pat
 
 def load(name: str, root: Path) -> tuple[Study, Plan]:
     """The study of a sweep, and its plan. Raises UserError if there is none."""
-    names = [study.study_name for study in _storage(root).get_all_studies()]
+    storage = _storage(root)
+    names = [study.study_name for study in storage.get_all_studies()]
     if name not in names:
         message = f"no such sweep; there are: {', '.join(names) or 'none'}"
         raise UserError(repr(name), message)
-    study = optuna.load_study(study_name=name, storage=_storage(root))
-    planned = study.user_attrs.get("plan", {"trials": 0})
-    if len(latest(study)) < max(1, planned["trials"]):
+    study = optuna.load_study(study_name=name, storage=storage)
+    planned = study.user_attrs.get("plan")
+    if planned is None or len(latest(study)) < planned["trials"]:
         raise UserError(name, "was not planned to the end; run the same `sweep new` again")
     plan = Plan(**planned)
     storage, sampler = _storage(root, plan.grace), SAMPLERS[plan.sampler]()
@@ -178,7 +182,14 @@ def latest(study: Study) -> dict[int, FrozenTrial]:
     """The last trial of each configuration, or the finished one, by the number of the first."""
     found: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
-        done = found.get(first_of(trial))
-        if done is None or done.state != TrialState.COMPLETE:
+        known = found.get(first_of(trial))
+        if known is None or known.state != TrialState.COMPLETE:
             found[first_of(trial)] = trial
     return found
+
+
+def results(study: Study) -> Study:
+    """The study in memory, with one trial per configuration: that of `latest`, renumbered."""
+    copy = optuna.create_study(study_name=study.study_name)
+    copy.add_trials(latest(study).values())
+    return copy

@@ -35,7 +35,7 @@ from pipeline.errors import UserError
 POLL_SECONDS = 2.0
 
 
-def work(study: Study, plan: Plan, clone: Clone, progress: Callable[[], None]) -> None:
+def run_trials(study: Study, plan: Plan, clone: Clone, progress: Callable[[], None]) -> None:
     """Run trials until none is open. Waits for those of other workers: one may be killed."""
     while True:
         reopen(study)
@@ -95,7 +95,7 @@ def evaluate(study: Study, plan: Plan, clone: Clone, trial: Trial) -> float:
         if other.value is not None and other.params == params:
             trial.set_user_attr(SAME_AS, number)
             return other.value
-    name = experiment.name(study.study_name, first_of(frozen))
+    name = experiment.trial_name(study.study_name, first_of(frozen))
     return run_seeds(name, plan, params, clone)
 
 
@@ -109,7 +109,8 @@ def run_seeds(name: str, plan: Plan, params: dict[str, Any], clone: Clone) -> fl
     values = []
     for end, seed in seeds(plan):
         clone.obtain(name + end, params | seed)
-        values.append(clone.value(name + end, checked(base, params | seed), plan.minimize))
+        clone.check(name + end, checked(base, params | seed))
+        values.append(clone.value(name + end, plan.minimize))
         clone.publish(name + end)
     return statistics.fmean(values)
 
