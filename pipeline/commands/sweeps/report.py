@@ -35,6 +35,11 @@ def table(study: Study, plan: Plan) -> str:
         if trial.state == TrialState.FAIL:
             reason = trial.user_attrs.get(REASON, "its worker ended; `sweep work` tries again")
             lines.append(f"failed: {name}: {reason}")
+    if (
+        len(families := {each.user_attrs["cpu"] for each in study.trials if each.value is not None})
+        > 1
+    ):
+        lines.append(f"note: {' and '.join(sorted(families))} differ by rounding")
     if weights := importances(study, plan):
         listed = ", ".join(f"{key} {weight:.0%}" for key, weight in weights.items())
         lines.append(f"importance of each parameter (fANOVA): {listed}")

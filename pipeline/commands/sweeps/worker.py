@@ -31,6 +31,7 @@ from pipeline.commands.sweeps.study import (
     take,
 )
 from pipeline.errors import UserError
+from pipeline.tracking import run_note
 
 POLL_SECONDS = 2.0
 
@@ -90,6 +91,7 @@ def evaluate(study: Study, plan: Plan, clone: Clone, trial: Trial) -> float:
     """The value of a trial: the mean over its seeds."""
     params = suggest(trial, plan.distributions())
     trial.set_user_attr("worker", socket.gethostname())
+    trial.set_user_attr("cpu", run_note.cpu())
     frozen = study._storage.get_trial(trial._trial_id)
     for number, other in latest(study).items():
         if other.value is not None and other.params == params:
