@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from pipeline.commands.sweeps import experiment, ray_cluster, report, space, study, worker
 from pipeline.errors import UserError
+from pipeline.params import Params
 from pipeline.paths import SWEEPS
 from pipeline.runtime.files import home, write_output
 from pipeline.training.fit import TERMS
@@ -79,13 +80,34 @@ def main(arguments: argparse.Namespace) -> None:
 
 def new(arguments: argparse.Namespace, root: Path) -> None:
     """Plan a sweep."""
-    metric = arguments.minimize
+    base, shared = baseline(arguments.minimize, root)
+    varied = space.parse(arguments.space, base)
+    if arguments.seeds and "seed" in varied:
+        raise UserError("seed", "varies already; leave out --seeds")
+    if arguments.sampler and not arguments.trials:
+        raise UserError("--sampler", "is for a search; say with --trials how many")
+    if arguments.trials:
+        space.require_meaning(varied, base)
+        trials: list[dict[str, Any]] = [{}] * arguments.trials  # drawn when they are taken
+    else:
+        trials = list(space.grid(varied, base))
+    plan = study.plan_here(
+        root, varied, minimize=arguments.minimize, sampler=arguments.sampler or "tpe",
+        grace=arguments.grace, seeds=arguments.seeds or 0, trials=len(trials),
+    )  # fmt: skip
+    study.create(arguments.name, plan, trials, root)
+    runs = len(trials) * (arguments.seeds or 1)
+    print(f"sweep: planned {len(trials)} trials, {runs} runs, over {', '.join(varied)}")
+    where = "" if shared else " (no git and DVC remotes: in this clone only)"
+    print(f"sweep: to run them: python -m pipeline sweep work {arguments.name}{where}")
+
+
+def baseline(metric: str, root: Path) -> tuple[Params, bool]:
+    """The parameters of HEAD, and whether there are remotes. Raises UserError about what misses."""
     if metric.startswith("test/"):
         raise UserError(metric, "is for the report on what was chosen; minimize a val/ metric")
     if metric not in MINIMIZED:
         raise UserError(metric, f"cannot be minimized; choose from {', '.join(MINIMIZED)}")
-    if arguments.sampler and not arguments.trials:
-        raise UserError("--sampler", "is for a search; say with --trials how many")
     experiment.require_clean(root)
     clone = experiment.open_clone(root, study.here(root)["baseline"])
     if changed := experiment.dvc("status", root, targets=DATA_STAGES):
@@ -95,23 +117,7 @@ def new(arguments: argparse.Namespace, root: Path) -> None:
     base = clone.params()
     if base.val_size == 0:
         raise UserError("params.yaml: val_size", f"0 leaves no images to measure {metric} with")
-    varied = space.parse(arguments.space, base)
-    if arguments.seeds and "seed" in varied:
-        raise UserError("seed", "varies already; leave out --seeds")
-    if arguments.trials:
-        space.require_meaning(varied, base)
-        trials: list[dict[str, Any]] = [{}] * arguments.trials  # drawn when they are taken
-    else:
-        trials = list(space.grid(varied, base))
-    plan = study.plan_here(
-        root, varied, minimize=metric, sampler=arguments.sampler or "tpe", grace=arguments.grace,
-        seeds=arguments.seeds or 0, trials=len(trials),
-    )  # fmt: skip
-    study.create(arguments.name, plan, trials, root)
-    runs = len(trials) * (arguments.seeds or 1)
-    print(f"sweep: planned {len(trials)} trials, {runs} runs, over {', '.join(varied)}")
-    shared = "" if clone.remote else " (no git and DVC remotes: in this clone only)"
-    print(f"sweep: to run them: python -m pipeline sweep work {arguments.name}{shared}")
+    return base, bool(clone.remote)
 
 
 def work(arguments: argparse.Namespace, root: Path) -> None:

@@ -16,30 +16,24 @@ SHOWN = 20  # the best trials in the terminal
 
 
 def table(study: Study, plan: Plan) -> str:
-    """The trials, best first; how many there are of each state; what failed, and why."""
-    trials = {trial_name(study.study_name, each.number): each for each in study.trials}
-    states = pd.Series([trial.state.name.lower() for trial in trials.values()]).value_counts()
-    lines = [", ".join(f"{count} {state}" for state, count in states.items())]
-    rows = {
-        name: {
-            plan.minimize: trial.value, **trial.params,
-            "worker": trial.user_attrs.get("worker", ""),
-        }
-        for name, trial in trials.items()
-        if trial.state == TrialState.COMPLETE and SAME_AS not in trial.user_attrs
-    }  # fmt: skip
-    if rows:
-        frame = pd.DataFrame.from_dict(rows, orient="index").sort_values(plan.minimize)
-        lines.append(frame.head(SHOWN).to_string(float_format="{:.5g}".format))
-    for name, trial in trials.items():
-        if trial.state == TrialState.FAIL:
-            reason = trial.user_attrs.get(REASON, "its worker ended; `sweep work` tries again")
-            lines.append(f"failed: {name}: {reason}")
-    if (
-        len(families := {each.user_attrs["cpu"] for each in study.trials if each.value is not None})
-        > 1
-    ):
-        lines.append(f"note: {' and '.join(sorted(families))} differ by rounding")
+    """How many trials there are of each state, the best, what failed and why."""
+    trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
+    trials.columns = trials.columns.str.removeprefix("params_").str.removeprefix("user_attrs_")
+    trials.index = pd.Index(trial_name(study.study_name, each) for each in trials["number"])
+    shown = ["value", *plan.space, "worker"]
+    trials = trials.reindex(columns=["state", *shown, "cpu", REASON, SAME_AS])
+    counts = trials["state"].str.lower().value_counts()
+    lines = [", ".join(f"{count} {state}" for state, count in counts.items())]
+    done = trials[(trials["state"] == "COMPLETE") & trials[SAME_AS].isna()]
+    if len(done):
+        best = done.sort_values("value").head(SHOWN)[shown].rename(columns={"value": plan.minimize})
+        lines.append(best.to_string(float_format="{:.5g}".format))
+    reasons = trials[REASON].fillna("its worker ended; `sweep work` tries again")
+    lines += [
+        f"failed: {name}: {reasons[name]}" for name in trials.index[trials["state"] == "FAIL"]
+    ]
+    if len(cpus := done["cpu"].unique()) > 1:
+        lines.append(f"note: results of {' and '.join(cpus)} differ by rounding")
     if weights := importances(study, plan):
         listed = ", ".join(f"{key} {weight:.0%}" for key, weight in weights.items())
         lines.append(f"importance of each parameter (fANOVA): {listed}")
