@@ -106,14 +106,14 @@ def annealed_bounds(model: VAE, split: Split, workers: int) -> Tensor:
         batch = to_batch(split[first : first + CHUNK], model.device)
         images = range(first, first + len(batch.x))
         noise = generator(PROTOCOL_SEED, "annealing", first)
-        return nll_bounds(model, batch, images, noise).cpu()
+        return chain_bounds(model, batch, images, noise).cpu()
 
     starts = range(0, len(split.images), CHUNK)
     return torch.cat(list(in_order(compute, starts, model.device, workers)))
 
 
 @torch.no_grad()
-def nll_bounds(
+def chain_bounds(
     model: VAE, batch: Batch, images: range, noise: torch.Generator, *,
     num_chains: int = CHAINS, num_steps: int = STEPS,
 ) -> Tensor:  # fmt: skip

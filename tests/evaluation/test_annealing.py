@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from pipeline.data.datasets import Split
 from pipeline.evaluation import annealing
-from pipeline.evaluation.annealing import annealed_bounds, nll_bounds
+from pipeline.evaluation.annealing import annealed_bounds, chain_bounds
 from pipeline.evaluation.importance import log_weights, neg_log_mean, noise
 from pipeline.evaluation.reconstruction import bernoulli
 from pipeline.model.likelihood import Likelihood
@@ -47,7 +47,9 @@ def test_it_equals_log_p_of_a_linear_gaussian_model(linear):
     mean = (last.weight @ first.bias + last.bias).detach()
     covariance = weight @ weight.T + SIGMA**2 * torch.eye(12, dtype=torch.float64)
     exact = -MultivariateNormal(mean, covariance).log_prob(batch.x)
-    bound = nll_bounds(model, batch, range(8), generator(0, "test"), num_chains=300, num_steps=300)
+    bound = chain_bounds(
+        model, batch, range(8), generator(0, "test"), num_chains=300, num_steps=300
+    )
     assert (bound - exact).abs().mean() < 0.02
     # As many draws from the encoder's q are further away.
     (plain,) = log_weights(model, batch, noise(300, 3, range(8)).double(), _recon(model))
@@ -67,7 +69,9 @@ def test_it_is_below_the_bound_of_a_mixture_and_a_perceptron(linear):
         model.network.decoder[0].weight *= 3
     eps = noise(50_000, 3, range(8)).double()
     (many,) = log_weights(model, batch, eps, bernoulli, scale=1.4)
-    bound = nll_bounds(model, batch, range(8), generator(0, "test"), num_chains=300, num_steps=200)
+    bound = chain_bounds(
+        model, batch, range(8), generator(0, "test"), num_chains=300, num_steps=200
+    )
     assert (bound - neg_log_mean(many, 50_000)).abs().mean() < 0.02
 
 
@@ -114,5 +118,5 @@ def test_the_chains_of_a_conditional_model_have_all_labels():
             parameter.zero_()
     outputs = torch.arange(4.0).double().view(4, 1).expand(4, 12)
     log_p = -torch.stack([model.likelihood.neg_log_prob(outputs, image) for image in x])
-    found = nll_bounds(model, batch, range(2), generator(0, "test"), num_chains=8, num_steps=3)
+    found = chain_bounds(model, batch, range(2), generator(0, "test"), num_chains=8, num_steps=3)
     torch.testing.assert_close(found, math.log(4) - log_p.logsumexp(dim=1))
