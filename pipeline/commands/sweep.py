@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipeline.runtime.files import home, write_output
 from pipeline.training.fit import TERMS
 
 GRACE = "a worker that is silent for so long counts as killed"
+MOST = 1_000_000
 DATA_STAGES = ["download", "train_classifier"]
 MINIMIZED = tuple(f"val/{term}" for term in TERMS)
 
@@ -57,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(word: str) -> int:
-    """A number from 1, for argparse."""
-    if not (word.isascii() and word.isdigit() and int(word)):
-        raise argparse.ArgumentTypeError(f"{word} is not a number from 1")
+    """A number from 1 to a million, for argparse."""
+    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= MOST):
+        raise argparse.ArgumentTypeError(f"{word} is not a number from 1 to {MOST}")
     return int(word)
 
 
@@ -128,7 +130,7 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
     clone = experiment.open_clone(root, plan.baseline)
     with tqdm(unit="trial", disable=None) as bar:
         progress = partial(advance, bar, planned)
-        if arguments.ray:
+        if arguments.ray is not None:
             errors = ray_cluster.work(
                 arguments.ray, arguments.name, clone,
                 jobs=arguments.jobs, gpus=arguments.gpus or 0, progress=progress,
@@ -152,18 +154,23 @@ def work_here(
     clone: experiment.Clone,
     progress: Callable[[], None],
 ) -> list[str]:
-    """Work in this process and in --jobs others; return the errors of those that failed."""
+    """Work in this process, or in several; return the errors of those that failed."""
     study.check_here(arguments.name, plan, clone.root)
     experiment.require_clean(clone.root)
     experiment.require_data(clone)
+    if arguments.jobs == 1:
+        worker.run_trials(planned, plan, clone, progress)
+        return []
     command = [sys.executable, "-m", "pipeline", "sweep", "work", arguments.name]
     quiet = {**os.environ, "TQDM_DISABLE": "1"}
     jobs = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, env=quiet)
-        for _ in range(1, arguments.jobs)
+        for _ in range(arguments.jobs)
     ]
     try:
-        worker.run_trials(planned, plan, clone, progress)
+        while any(job.poll() is None for job in jobs):
+            progress()
+            time.sleep(worker.POLL_SECONDS)
     except BaseException:
         for job in jobs:
             job.terminate()
@@ -173,9 +180,12 @@ def work_here(
 
 def advance(bar: "tqdm[None]", planned: Study) -> None:
     """Show how many trials are done, and the best value."""
-    trials = study.latest(planned).values()
+    try:
+        trials = study.latest(planned).values()
+    except study.STORE_ERRORS:
+        return  # the jobs report it, if it lasts
     bar.total = len(trials)
-    bar.n = sum(trial.state.is_finished() for trial in trials)
+    bar.n = sum(not study.is_left(trial) for trial in trials)
     values = [trial.value for trial in trials if trial.value is not None]
     bar.set_postfix_str(f"best {min(values):.2f}" if values else "")
 

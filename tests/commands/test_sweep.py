@@ -2,6 +2,8 @@
 
 import argparse
 import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import optuna
 import pytest
@@ -150,6 +152,13 @@ def test_a_store_that_cannot_be_reached_is_one_line(root, monkeypatch):
             command(*words)
 
 
+@pytest.mark.parametrize("address", ["mysql", "sqlite:///{y}", "postgresql://x:y@host:port/z"])
+def test_what_is_no_address_of_a_store_is_one_line(root, monkeypatch, address):
+    monkeypatch.setenv("OPTUNA_STORAGE", address)
+    with pytest.raises(UserError, match=r"^(OPTUNA_STORAGE|optuna): "):
+        command("new", "widths", "z_dim=2,4")
+
+
 def test_ray_is_refused_without_remotes_and_a_store_that_nodes_share(root):
     command("new", "widths", "z_dim=2,4")
     with error_about("--ray"):
@@ -254,7 +263,35 @@ def test_a_trial_that_failed_without_a_reason_waits_again(root, monkeypatch):
     found, _ = study.load("widths", root)
     found.tell(study.take(found).number, state=TrialState.FAIL)
     trials = work(root, monkeypatch, [3.0, 4.0])
-    assert [trial.value for trial in trials.values()] == [4.0, 3.0]
+    assert [trial.value for trial in trials.values()] == [3.0, 4.0]
+
+
+def test_workers_that_start_at_once_take_each_trial_once(root):
+    """Also those that failed and that all of them let wait again."""
+    new(space=[f"z_dim={','.join(map(str, range(2, 42)))}"])
+    found, _ = study.load("widths", root)
+    for _ in range(10):
+        found.tell(study.take(found).number, state=TrialState.FAIL)
+    barrier = Barrier(4)
+
+    def take_all(_):
+        mine, taken = study.load("widths", root)[0], []
+        barrier.wait()
+        study.reopen(mine)
+        while trial := study.take(mine):
+            taken.append(study.first_of(mine.trials[trial.number]))
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [number for numbers in pool.map(take_all, range(4)) for number in numbers]
+    assert sorted(taken) == list(range(40))
+
+
+def test_what_cannot_be_trained_with_is_not_drawn_and_run_again(root, monkeypatch):
+    new(space=["z_dim=2"], trials=3)
+    ends = [UnfitError("widths-0000", "diverged")]
+    trials = work(root, monkeypatch, ends)
+    assert [each.user_attrs["reason"] for each in trials.values()] == ["diverged"] * 3
 
 
 def test_an_outage_of_the_store_does_not_end_the_heartbeats(root, monkeypatch):

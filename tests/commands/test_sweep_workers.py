@@ -190,7 +190,7 @@ def test_an_experiment_of_an_earlier_sweep_is_not_taken_for_another(team):
 
 def test_divergence_is_a_result(team):
     sweep(team.first, "new", "grid", "learning_rate=1,1e-3", "h_layers=8")
-    sweep(team.first, "work", "grid")
+    sweep(team.first, "work", "grid", "--jobs", "2")
     shown = sweep(team.first, "show", "grid")
     assert {*shown.splitlines()[0].split(", ")} == {"1 complete", "1 fail"}
     assert "failed: grid-0000: params.yaml: learning_rate: the loss in epoch" in shown

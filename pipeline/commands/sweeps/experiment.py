@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,13 @@ class Clone:
         return [name for name in names if self.ref(name) in listed]
 
     def publish(self, name: str) -> None:
-        """Push the files, then the name, if there are remotes. Raises UserError if one fails."""
-        if self.remote and not self.published([name]):
+        """Push the files, then the name, if there are remotes. Raises UserError if one fails.
+
+        If another worker has published it meanwhile, that is the experiment.
+        """
+        if self.published([name]):
+            self._fetch([name])
+        elif self.remote:
             # DVC passes over a file that is missing here.
             require_cached(CACHED, self.file(self.ref(name), DVC_LOCK), self.root)
             dvc("push", self.root, revs=[self.ref(name)], workspace=False)
@@ -138,8 +144,6 @@ def open_clone(root: Path, baseline: str) -> Clone:
     remote = "origin" if "origin" in names else next(iter(names), "")
     with Repo(str(root)) as repo:
         has_files = bool(repo.config["core"].get("remote"))
-    if has_files and not remote:
-        raise UserError("sweep", "DVC has a remote, git has none; `git remote add origin URL`")
     return Clone(root, baseline, remote if has_files else "")
 
 
@@ -185,11 +189,19 @@ def execute(name: str, params: Mapping[str, Any], root: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", DVC, str(os.getpid()), "exp", "run", "--temp", "-n", name]
     env = {**os.environ, "PYTHONSAFEPATH": ""}
-    with output.open("wb") as file:
-        process = subprocess.run(
-            [*command, *settings], cwd=root, env=env, stdout=file, stderr=file, check=False
-        )
-    if process.returncode:
+    with (
+        output.open("wb") as file,
+        subprocess.Popen([*command, *settings], cwd=root, env=env, stdout=file, stderr=file) as run,
+    ):
+        try:
+            run.wait()
+        except BaseException:
+            run.send_signal(signal.SIGINT)  # DVC restores the workspace, where it has changed it
+            with suppress(subprocess.TimeoutExpired):
+                run.wait(timeout=5)
+            run.kill()
+            raise
+    if run.returncode:
         raise failure(name, output.read_text(encoding="utf-8", errors="replace"))
 
 

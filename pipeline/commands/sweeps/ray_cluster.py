@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,14 +35,23 @@ def work(
         needed = "a git remote, a DVC remote and OPTUNA_STORAGE"
         raise UserError("--ray", f"needs {needed}: the nodes share nothing else")
     ray = _connect(address)
+    most = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+    if gpus > most:
+        raise UserError("--gpus", f"no node has {gpus:g} GPUs (the most: {most:g})")
     url = git("remote", "get-url", clone.remote, at=clone.root).strip()
     env = {key: os.environ[key] for key in SHARED if key in os.environ}
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(_work)
-    running = [task.remote(name, url, clone.baseline, env) for _ in range(jobs)]
+    try:
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(_work)
+        running = [task.remote(name, url, clone.baseline, env) for _ in range(jobs)]
+    except ValueError as error:
+        raise UserError("--gpus", str(error)) from error
     errors: list[str] = []
     while running:
         ended, running = ray.wait(running, timeout=POLL_SECONDS)
-        errors += filter(None, ray.get(ended))
+        try:
+            errors += filter(None, ray.get(ended))
+        except ray.exceptions.RayError as error:
+            errors.append(str(error).strip().splitlines()[-1])
         progress()
     return errors
 
@@ -52,8 +62,11 @@ def _connect(address: str) -> Any:
     except ImportError as error:
         raise UserError("--ray", "Ray is not installed; `pip install ray`") from error
     try:
+        host, colon, port = address.rpartition(":")
+        if colon and "/" not in host:  # Ray itself tries for a quarter of an hour
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError("ray", " ".join(str(error).split())) from error
     # The nodes have no `pipeline` before they have cloned it.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -77,5 +90,6 @@ def _work(name: str, url: str, baseline: str, env: dict[str, str]) -> str:
                 check=False,
             )
             if done.returncode:
-                return (done.stderr.strip() or str(done.returncode)).splitlines()[-1]
+                lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+                return next((line for line in lines if line.startswith("fatal: ")), lines[-1])
     return ""

@@ -7,6 +7,7 @@ worker was killed, a remote did not answer) waits again, as a new trial with the
 
 import os
 import re
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from optuna.exceptions import (
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.commands.sweeps.space import Space
@@ -122,13 +124,30 @@ def load(name: str, root: Path) -> tuple[Study, Plan]:
 
 def _storage(root: Path, grace: int | None = None) -> RDBStorage:
     """The store that OPTUNA_STORAGE names, or sweeps.db in the root."""
-    return RDBStorage(
-        os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{root / 'sweeps.db'}",
-        # A server closes connections that were silent for hours.
-        engine_kwargs={"pool_pre_ping": True},
-        heartbeat_interval=grace,
-        grace_period=grace,
-    )
+    url = os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{root / 'sweeps.db'}"
+    is_sqlite = url.startswith("sqlite:")
+    # A server closes connections that were silent for hours.
+    options = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
+    try:
+        storage = RDBStorage(
+            url, engine_kwargs=options, heartbeat_interval=grace, grace_period=grace
+        )
+    except (ValueError, KeyError) as error:
+        raise UserError("OPTUNA_STORAGE", f"is not the address of a database ({error})") from error
+    if is_sqlite:
+        # Optuna takes a trial with SELECT ... FOR UPDATE, which SQLite ignores.
+        event.listen(storage.engine, "connect", _without_begin)
+        event.listen(storage.engine, "begin", _begin_immediate)
+        storage.engine.dispose()
+    return storage
+
+
+def _without_begin(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # or Python's module begins a transaction of its own
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextmanager
@@ -148,7 +167,9 @@ def take(study: Study) -> Trial | None:
     Optuna passes over a running trial that never had a heartbeat, so it gets the first one before.
     """
     storage = study._storage
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+    for trial in latest(study).values():
+        if trial.state != TrialState.WAITING:
+            continue
         storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
         with suppress(UpdateFinishedTrialError):
             if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
@@ -159,7 +180,7 @@ def take(study: Study) -> Trial | None:
 def reopen(study: Study) -> None:
     """Let the trials of killed workers wait again, and others that failed without a reason.
 
-    Two workers that do so at once make two trials of one configuration, and one experiment.
+    Workers that do so at once add several trials of one configuration; one of them is taken.
     """
     fail_stale_trials(study)
     for trial in latest(study).values():
@@ -179,11 +200,11 @@ def first_of(trial: FrozenTrial) -> int:
 
 
 def latest(study: Study) -> dict[int, FrozenTrial]:
-    """The last trial of each configuration, or the finished one, by the number of the first."""
+    """The finished, running or last trial of each configuration, by the number of its first."""
     found: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
         known = found.get(first_of(trial))
-        if known is None or known.state != TrialState.COMPLETE:
+        if known is None or known.state not in (TrialState.COMPLETE, TrialState.RUNNING):
             found[first_of(trial)] = trial
     return found
 

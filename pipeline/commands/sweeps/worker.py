@@ -4,6 +4,7 @@ Not with Optuna's `optimize`, which would draw new trials when none waits, and w
 at the first failure of the store.
 """
 
+import signal
 import socket
 import statistics
 import threading
@@ -61,6 +62,7 @@ def run_trial(study: Study, plan: Plan, clone: Clone, trial: Trial) -> None:
             trial.set_user_attr(REASON, str(error).partition(": ")[2])
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         except BaseException:  # not the parameters' fault
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of --jobs, after the terminal's Ctrl-C
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
         else:
@@ -94,7 +96,9 @@ def evaluate(study: Study, plan: Plan, clone: Clone, trial: Trial) -> float:
     trial.set_user_attr("cpu", run_note.cpu())
     frozen = study._storage.get_trial(trial._trial_id)
     for number, other in latest(study).items():
-        if other.value is not None and other.params == params:
+        if other.params == params and REASON in other.user_attrs:
+            raise UnfitError(study.study_name, other.user_attrs[REASON])
+        if other.params == params and other.value is not None:
             trial.set_user_attr(SAME_AS, number)
             return other.value
     name = experiment.trial_name(study.study_name, first_of(frozen))
@@ -112,8 +116,8 @@ def run_seeds(name: str, plan: Plan, params: dict[str, Any], clone: Clone) -> fl
     for end, seed in seeds(plan):
         clone.obtain(name + end, params | seed)
         clone.check(name + end, checked(base, params | seed))
-        values.append(clone.value(name + end, plan.minimize))
         clone.publish(name + end)
+        values.append(clone.value(name + end, plan.minimize))
     return statistics.fmean(values)
 
 
