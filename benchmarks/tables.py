@@ -92,7 +92,8 @@ TABLES = {
         title="784-200-200-50, tanh, on dynamic binarization",
         about="One stochastic layer as in Burda, Grosse & Salakhutdinov (2016), table 1: 86.76 and "
         "85.54 after 3,280 epochs; 86.35 and 85.18 in a later reproduction. −log p(x) with 5,000 "
-        "draws. Both rows were given less than an hour on one core.",
+        "draws. Both rows had less than an hour of CPU time on one core; the minutes include "
+        "waiting for other work.",
         metric="nll",
         common={
             "binarize": "dynamic", "z_dim": 50, "h_dim": 200, "h_layers": 2, "activation": "tanh",
