@@ -1,8 +1,9 @@
-"""A grid in DVC's queue by the number of workers: `python -m benchmarks.sweep [ROUNDS [JOBS,...]]`.
+"""A grid as a sweep and in DVC's queue: `python -m benchmarks.sweep [ROUNDS [ARM,...]]`.
 
 Four experiments with four epochs on all of MNIST and a short evaluation, in a copy of the project
-that has dataset and classifier, from `dvc queue start` until the last one is done. The numbers of
-workers take turns. Needs `make repro`. JSON on the last line.
+that has dataset and classifier, from the start of the workers until the last one is done. An arm is
+an engine and the number of its workers: sweep:1, queue:2. They take turns. Needs `make repro`. JSON
+on the last line.
 """
 
 import json
@@ -32,9 +33,24 @@ def count_experiments(folder: Path) -> int:
     return sum(len(ref.split("/")[2]) == 2 for ref in refs)  # DVC's own refs have longer names
 
 
-def seconds(project: Path, folder: Path, jobs: str) -> float:
-    """The time that the grid takes with so many workers."""
+def seconds(project: Path, folder: Path, arm: str) -> float:
+    """The time that the grid takes with this engine and so many workers."""
+    engine, _, jobs = arm.partition(":")
     shutil.copytree(project, folder)
+    return {"sweep": sweep, "queue": queue}[engine](folder, jobs)
+
+
+def sweep(folder: Path, jobs: str) -> float:
+    """The time of `sweep work`."""
+    execute(folder, sys.executable, "-m", "pipeline", "sweep", "new", "grid", GRID)
+    start = time.perf_counter()
+    execute(folder, sys.executable, "-m", "pipeline", "sweep", "work", "grid", "--jobs", jobs)
+    assert count_experiments(folder) == len(GRID.split(",")), "an experiment failed"
+    return time.perf_counter() - start
+
+
+def queue(folder: Path, jobs: str) -> float:
+    """The time of `dvc queue start`."""
     execute(folder, "dvc", "exp", "run", "--queue", "-S", GRID)
     start = time.perf_counter()
     execute(folder, "sh", "-c", f"dvc queue start -j {jobs} > .dvc/tmp/workers 2>&1")
@@ -47,20 +63,24 @@ def seconds(project: Path, folder: Path, jobs: str) -> float:
 
 
 def main() -> None:
-    """Take turns and print one line per number of workers."""
+    """Take turns and print one line per arm."""
     rounds = rounds_from(sys.argv, 1)
-    arms = sys.argv[2].split(",") if len(sys.argv) > 2 else ["1", "2", "4"]
-    times: dict[str, list[float]] = {jobs: [] for jobs in arms}
+    arms = (
+        sys.argv[2].split(",")
+        if len(sys.argv) > 2
+        else ["sweep:1", "sweep:2", "queue:1", "queue:2"]
+    )
+    times: dict[str, list[float]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:  # workers end later
         project = Path(scratch, "project")
         copy_project(project, **SHORT)
         for turn in range(rounds):
-            for jobs in arms:
-                times[jobs].append(seconds(project, Path(scratch, f"{turn}-{jobs}"), jobs))
+            for arm in arms:
+                times[arm].append(seconds(project, Path(scratch, f"{turn}-{arm}"), arm))
     alone = statistics.median(times[arms[0]])
-    for jobs, elapsed in times.items():
+    for arm, elapsed in times.items():
         median = statistics.median(elapsed)
-        print(f"{jobs} at a time: {median:.1f} s, {alone / median:.2f} times the throughput")
+        print(f"{arm}: {median:.1f} s, {alone / median:.2f} times the throughput of {arms[0]}")
     record = {"hardware": hardware(torch.device("cpu")), "grid": GRID, **SHORT, "seconds": times}
     print(json.dumps(record))
 
