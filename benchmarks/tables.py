@@ -184,9 +184,9 @@ def render(runs: Iterable[Run], store: Store | None) -> str:
         "interval excludes the variance over seeds (those of the default lie some 0.2 apart).",
         "",
         "Seeds are 1, 2, 3: to repeat a row, add `-S seed=1`. Minutes are those of one run, from "
-        f"the first epoch to the end of the evaluation, with {JOBS} runs at a time and other work "
-        f"on {machine['cores']} cores of an {machine['cpu']} (PyTorch {machine['torch']}): they "
-        "tell an order of magnitude, not which of two rows is faster.",
+        f"the first epoch to the end of the evaluation, with {JOBS} runs at a time, other work and "
+        f"interruptions on {machine['cores']} cores of an {machine['cpu']} (PyTorch "
+        f"{machine['torch']}): they tell an order of magnitude, not which of two rows is faster.",
     ]  # fmt: skip
     for table in TABLES.values():
         lines += ["", f"## {table.title}", "", table.about, ""]
