@@ -141,7 +141,7 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
         print(f"sweep: a job ended early: {error}")
     trials = study.latest(planned).values()
     if left := sum(map(study.is_left, trials)):
-        raise UserError(arguments.name, f"{left} trials are left; `sweep work` goes on with them")
+        raise UserError(arguments.name, f"{left} trials are left; `sweep work` continues")
     failed = sum(trial.state == TrialState.FAIL for trial in trials)
     print(f"sweep: {arguments.name} is complete, {failed} trials failed")
     print(f"sweep: its results: python -m pipeline sweep show {arguments.name}")
