@@ -124,6 +124,8 @@ def baseline(metric: str, root: Path) -> tuple[Params, bool]:
 
 def work(arguments: argparse.Namespace, root: Path) -> None:
     """Run trials until none is left."""
+    if arguments.ray == "":
+        raise UserError("--ray", "is empty; `auto` is the cluster of this machine")
     if arguments.gpus and not arguments.ray:
         raise UserError("--gpus", "is for --ray; without it a job uses the GPU that it finds")
     planned, plan = study.load(arguments.name, root)

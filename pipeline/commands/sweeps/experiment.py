@@ -28,7 +28,8 @@ from pipeline.runtime.git import git
 # waits while other jobs of this clone hold DVC's lock.
 DVC = """import sys
 from pipeline.errors import die_with_parent
-die_with_parent(int(sys.argv[1]))
+if sys.platform == "linux":
+    die_with_parent(int(sys.argv[1]))
 from dvc.cli import main
 sys.exit(main(["--wait-for-lock", *sys.argv[2:]]))"""
 DATA = (DATASET, CLASSIFIER)  # of all experiments
