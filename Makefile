@@ -14,10 +14,10 @@ unexport PYTHONSAFEPATH
 # One file at a time on each of two workers: tests mostly wait for processes of their own.
 PYTEST = "$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup install lock repro queue test test-slow test-all check format bench tables ui
+.PHONY: help setup install lock repro queue test test-slow test-all check format bench bench-gpu tables ui
 
 help:           ## this list
-	@awk -F ':.*## *' '/^[a-z-]+:.*##/ {printf "make %-8s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ {printf "make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:          ## install .venv from requirements.lock
 	@cmp -s requirements.lock "$(VENV)/requirements.lock" || $(MAKE) --no-print-directory install
@@ -69,6 +69,9 @@ lock: setup     ## resolve requirements.lock from pyproject.toml (needs uv)
 
 bench: setup    ## measure the speed on this machine, into reports/benchmarks/; about ten minutes
 	"$(VENV)/bin/python" -m benchmarks.run $(ROUNDS)
+
+bench-gpu: setup  ## the same for a GPU: bits, kernels, time; less than ten minutes
+	"$(VENV)/bin/python" -m benchmarks.run training gpu
 
 tables: setup   ## execute published configurations and write docs/results.md; hours
 	"$(VENV)/bin/python" -m benchmarks.tables $(TABLES)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         gpu = torch.cuda.get_device_name(device)
     # macOS does not report which cores a process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = {name: version(name) for name in LIBRARIES}
+    versions = {name: version(name) for name in LIBRARIES if find_spec(name)}
     return {
         "cpu": _cpu(),
         "cores": cores,

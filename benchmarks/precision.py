@@ -15,9 +15,10 @@ from pipeline.evaluation.bounds import elbo
 from pipeline.paths import DATASET
 from pipeline.runtime.device import prepare_device
 from pipeline.training.fit import fit
-from pipeline.training.optimizer import PRECISIONS, Optimizer
+from pipeline.training.optimizer import Optimizer
 
 SEEDS = (0, 1, 2)
+PRECISIONS = ("float32", "bfloat16")
 
 
 def neg_elbo(train: Split, test: Split, precision: str, seed: int, num_epochs: int) -> float:

@@ -17,14 +17,18 @@ from benchmarks.measure import ROOT
 
 REPORTS = ROOT / "reports" / "benchmarks"
 # The first argument of each benchmark for one round.
-ROUNDS = {"training": 3, "evaluation": 3, "overhead": 2, "sweep": 1, "precision": 10, "stage": 1}
+ROUNDS = {
+    "training": 3, "evaluation": 3, "overhead": 2, "sweep": 1, "precision": 10, "stage": 1,
+    "gpu": 150,
+}  # fmt: skip
+EPOCHS = ("precision", "gpu")  # their argument is a number of epochs, whatever the rounds
 SHORT = ("training", "evaluation", "overhead", "sweep")  # unless others are named
 OURS, OTHERS = "#2563a8", "#b9bfc6"
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Run a benchmark, show what it prints, and return the JSON of its last line."""
-    count = ROUNDS[name] * (1 if name == "precision" else rounds)  # of precision: epochs
+    count = ROUNDS[name] * (1 if name in EPOCHS else rounds)
     command = [sys.executable, "-m", f"benchmarks.{name}", str(count)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -64,7 +68,7 @@ def draw(records: dict[str, Any], path: Path) -> None:
 def draw_epochs(record: dict[str, Any], ax: Any) -> None:
     """Seconds per epoch."""
     medians = {name: statistics.median(times) for name, times in record["seconds"].items()}
-    ours = {"rows", "float32", "bfloat16"}
+    ours = {"rows", "eager", "float32", "tf32", "bfloat16"}
     colors = [OURS if name in ours else OTHERS for name in medians]
     bars = ax.barh(list(medians), list(medians.values()), color=colors)
     ax.bar_label(bars, [f"{value:.2g} s" for value in medians.values()], padding=3, fontsize=8)
@@ -89,10 +93,20 @@ def draw_overhead(record: dict[str, Any], ax: Any) -> None:
     ax.invert_yaxis()
 
 
+def draw_trainings(record: dict[str, Any], ax: Any) -> None:
+    """Seconds of a whole training, by precision."""
+    trainings = record["train"].items()
+    seconds = {name: each["seconds"] for name, each in trainings if isinstance(each, dict)}
+    bars = ax.barh(list(seconds), list(seconds.values()), color=OURS)
+    ax.bar_label(bars, [f"{value:.1f} s" for value in seconds.values()], padding=3, fontsize=8)
+    ax.invert_yaxis()
+
+
 PANELS = {
     "training": (draw_epochs, "one epoch"),
     "sweep": (draw_throughput, "throughput of a queue by its workers"),
     "overhead": (draw_overhead, "an experiment with one epoch"),
+    "gpu": (draw_trainings, "a whole training"),
 }
 
 

@@ -6,6 +6,9 @@ autograd  the images stay on the device, the loss of model/objective.py, autogra
 rows      `fit` with the written-out gradient in the usual layout
 float32   `fit` as in `train`: the layout of columns on a CPU, a CUDA graph on a GPU
 bfloat16  `fit` with matrix products in bfloat16
+On a GPU also:
+eager     `float32` without a graph: every kernel is launched from Python
+tf32      `fit` with matrix products in TF32
 JSON on the last line.
 """
 
@@ -91,6 +94,14 @@ def rows_epochs(split: Split) -> Iterator[object]:
     yield from records
 
 
+def eager_epochs(split: Split) -> Iterator[object]:
+    """`fit_epochs` without a CUDA graph."""
+    records = fit_epochs(split, "float32")
+    with patch("pipeline.training.fit._as_graphs", lambda steps, optimizer: steps):
+        yield next(records)
+    yield from records
+
+
 def main() -> None:
     """Take turns and print the medians."""
     rounds = rounds_from(sys.argv, 5)
@@ -104,6 +115,8 @@ def main() -> None:
             "float32": fit_epochs(split, "float32"),
             "bfloat16": fit_epochs(split, "bfloat16"),
         }
+        if device.type == "cuda":
+            generators |= {"eager": eager_epochs(split), "tf32": fit_epochs(split, "tf32")}
         arms: dict[str, Callable[[], object]] = {
             name: generator.__next__ for name, generator in generators.items()
         }

@@ -60,7 +60,8 @@ def run(main: Callable[[], object]) -> None:
     except Exception as error:
         if not re.search(NO_MEMORY, repr(error)):
             raise
-        print("out of memory: lower batch_size, num_samples, h_dim, eval_samples", file=sys.stderr)
+        keys = "batch_size, num_samples, h_dim, h_layers, eval_samples"
+        print(f"out of memory: lower {keys}", file=sys.stderr)
         sys.exit(UNFIT)
 
     sys.stderr.flush()

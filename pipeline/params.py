@@ -66,7 +66,7 @@ class Params(BaseModel):
     lr_schedule: Literal["constant", "cosine", "step"] = "constant"
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     patience: Annotated[int, Field(ge=0, le=100_000)] = 0
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "tf32", "bfloat16"]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$")]
     sample_every: Annotated[int, Field(ge=1, le=100_000)]

@@ -1,6 +1,7 @@
 """The benchmarks run, and compare what they say they compare."""
 
 import json
+import shutil
 import sys
 from itertools import islice
 
@@ -8,10 +9,10 @@ import pytest
 import torch
 from conftest import ROOT, committed, set_params
 
-from benchmarks import baseline, evaluation, measure, run, training
+from benchmarks import baseline, evaluation, gpu, measure, run, training
 from pipeline.data.datasets import hold_out, load_split
 from pipeline.model.vae import save_vae
-from pipeline.paths import DATASET, MODEL
+from pipeline.paths import DATASET, METRICS, MODEL
 
 CPU = torch.device("cpu")
 
@@ -65,6 +66,37 @@ def test_both_ways_to_evaluate_estimate_the_same(workplace, small_train, monkeyp
     assert abs(record["against_plain_300_on_1000"]["difference"]) < 1
 
 
+def test_what_a_gpu_is_measured_for_holds_on_a_cpu(workplace, monkeypatch, capsys):
+    (workplace / METRICS).parent.mkdir()
+    shutil.copy(ROOT / METRICS, workplace / METRICS)
+    monkeypatch.setattr(gpu, "ROOT", workplace)
+    monkeypatch.setattr(gpu, "PARAMS", gpu.PARAMS.model_copy(update={"val_size": 100}))
+    monkeypatch.setattr(gpu, "DRAWS", (5, 20))
+    monkeypatch.setattr(gpu, "ALONE", "print('the weights')")
+    found = gpu.train(CPU, 3)["float32"]
+    assert found["same_bits_in_two_parts"] and found["same_bits_resumed"]
+    times = gpu.evaluate(CPU, 3)
+    assert times["20"]["nll"] < times["5"]["nll"]
+    assert gpu.share(CPU, 3)["same_bits"]
+    gpu.train_alone(2)
+    assert len(capsys.readouterr().out.split()) == 2
+
+
+def test_a_part_that_fails_is_recorded_and_the_others_go_on(monkeypatch, capsys):
+    def broken(device, num_epochs):
+        raise RuntimeError("no kernel image")
+
+    def sound(device, num_epochs):
+        return {"epochs": num_epochs}
+
+    monkeypatch.setattr(gpu, "PARTS", (broken, sound))
+    monkeypatch.setattr(sys, "argv", ["gpu", "7"])
+    gpu.main()
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["broken"] == {"error": "RuntimeError('no kernel image')"}
+    assert record["sound"] == {"epochs": 7}
+
+
 def test_a_picture_is_drawn_of_every_panel(tmp_path):
     seconds = {"script": [6.0, 5.0], "float32": [1.5, 1.4]}
     parts = dict.fromkeys(["train", "evaluate", "log", "dvc"], 2.0)
@@ -72,6 +104,7 @@ def test_a_picture_is_drawn_of_every_panel(tmp_path):
         "training": {"seconds": seconds},
         "sweep": {"seconds": {"1": [10.0], "2": [7.0]}},
         "overhead": {"rounds": [parts, parts]},
+        "gpu": {"train": {"epochs": 150, "float32": {"seconds": 9.0}, "tf32": {"seconds": 6.0}}},
     }
     run.draw(records, tmp_path / "cpu.png")
     assert (tmp_path / "cpu.png").read_bytes().startswith(b"\x89PNG")

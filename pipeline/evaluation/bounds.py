@@ -22,7 +22,7 @@ from pipeline.evaluation.reconstruction import Recons
 from pipeline.model.network import Posterior, to_batch
 from pipeline.model.objective import ElboTerms, draw, elbo_terms
 from pipeline.model.vae import VAE
-from pipeline.runtime.device import one_thread
+from pipeline.runtime.device import one_thread, pinned
 from pipeline.runtime.finite import check_finite
 from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal
 
@@ -102,7 +102,8 @@ def nll_bounds(
         chosen = slice(first, first + step)
         gray, binary = (to_batch(of[chosen], device) for of in (split, binary_split))
         images = range(first, first + len(gray.x))
-        eps = importance.noise(num_samples, model.z_dim, images).to(device)
+        drawn = pinned(importance.noise(num_samples, model.z_dim, images), device)
+        eps = drawn.to(device, non_blocking=True)
         gray = importance.draw_labels(model, gray, num_samples, images)
         binary = binary._replace(y=gray.y)
         if torch.equal(gray.x, binary.x):
@@ -116,7 +117,8 @@ def nll_bounds(
         return NllBounds(_bounds(widened), _bounds(plain), neg_log_b, ess)
 
     starts = range(0, len(split.images), step)
-    return NllBounds(*concatenate(in_order(compute, starts, device, workers)))
+    chunks = in_order(compute, starts, device, workers)
+    return NllBounds(*concatenate(tuple(each.cpu() for each in chunk) for chunk in chunks))
 
 
 @one_thread()
@@ -136,15 +138,24 @@ def in_order(
 ) -> Iterator[T]:
     """`compute` of each of `starts`, with a progress bar.
 
-    On the CPU it computes `workers` at a time: PyTorch releases the GIL.
+    On the CPU it computes `workers` at a time: PyTorch releases the GIL. On a GPU it yields one
+    after the next has been launched: the GPU has work while the CPU draws noise and reads results.
     """
     # PyTorch's number of threads is a property of each Python thread.
-    workers = workers if device.type == "cpu" else 1
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     unit = f"x{starts.step} images"
     with one_thread(), pool:
-        chunks = pool.map(compute, starts)
+        is_cpu = device.type == "cpu"
+        chunks = pool.map(compute, starts) if is_cpu else _one_behind(map(compute, starts))
         yield from tqdm(chunks, "-log p(x)", len(starts), unit=unit, disable=None)
+
+
+def _one_behind(results: Iterator[T]) -> Iterator[T]:
+    before = next(results)
+    for result in results:
+        yield before
+        before = result
+    yield before
 
 
 def summary(per_image: Mapping[str, Tensor]) -> dict[str, float]:

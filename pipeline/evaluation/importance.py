@@ -28,8 +28,10 @@ PRIOR_ROWS, PRIOR_IMAGES = 512, 50  # draws from the prior and images that are c
 
 def noise(num_samples: int, z_dim: int, images: range) -> Tensor:
     """ε [N, K, Z] ~ N(0, I) for the images with these numbers; each has its own, fixed noise."""
-    generators = [generator(PROTOCOL_SEED, "importance", image) for image in images]
-    return torch.stack([torch.randn(num_samples, z_dim, generator=own) for own in generators])
+    eps = torch.empty(len(images), num_samples, z_dim)
+    for image, own in zip(images, eps, strict=True):
+        torch.randn(own.shape, generator=generator(PROTOCOL_SEED, "importance", image), out=own)
+    return eps
 
 
 def draw_labels(model: VAE, batch: Batch, num_samples: int, images: range) -> Batch:
@@ -52,7 +54,7 @@ def draw_labels(model: VAE, batch: Batch, num_samples: int, images: range) -> Ba
 def log_weights(
     model: VAE, batch: Batch, eps: Tensor, *recons: Recon, scale: float = 1
 ) -> list[Tensor]:
-    """Log w for z = μ + scale σ ε ~ N(μ, (scale σ)²): ε [N, K, Z] → [N, K] per Recon, on the CPU.
+    """Log w for z = μ + scale σ ε ~ N(μ, (scale σ)²): ε [N, K, Z] → [N, K] per Recon.
 
     log w = log p(x|z) + log p(z) − log q(z). A conditional model needs the labels of `draw_labels`.
     """
@@ -70,7 +72,7 @@ def log_weights(
         outputs = model.decode(z[draws], None if y is None else y[draws])
         for values, recon in zip(log_w, recons, strict=True):
             values[draws] -= recon(outputs, batch.x[images])
-    return [values.cpu() for values in log_w]
+    return log_w
 
 
 def _encode(model: VAE, batch: Batch) -> Posterior:

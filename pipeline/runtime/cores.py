@@ -1,4 +1,4 @@
-"""Concurrent experiments of a repository divide the CPU cores and use one GPU each.
+"""Concurrent experiments of a repository divide the CPU cores and the GPUs.
 
 There is no scheduler: each process locks a file under the root and counts the locked files. With
 more threads than cores, trainings on the CPU are several times slower than with one thread each. No
@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import joblib
@@ -34,18 +34,17 @@ def running_experiments() -> int:
     return sum(is_locked(path) for path in (_folder() / "cores").glob("*.lock"))
 
 
-def reserve_gpu(gpus: Sequence[str]) -> int:
-    """The index of the first GPU that no other experiment uses; waits for one if necessary.
+def reserve_gpu(gpus: Sequence[str], jobs: int) -> int:
+    """The index of a GPU with fewer than `jobs` experiments, the fewest; waits for one.
 
     gpus: unique names.
-    Two processes on one GPU would take turns, and might not fit into its memory.
     """
-    free = _first_free_gpu(gpus)
+    free = _first_free_gpu(gpus, jobs)
     if free is None:
-        print("waiting for the GPU (in use by another experiment)", file=sys.stderr)
+        print("waiting for the GPU (in use by other experiments)", file=sys.stderr)
     while free is None:
         time.sleep(POLL_SECONDS)
-        free = _first_free_gpu(gpus)
+        free = _first_free_gpu(gpus, jobs)
     return free
 
 
@@ -64,9 +63,11 @@ def _join(folder: Path) -> None:
     next(number for number in count() if try_lock(folder / f"{number:03d}.lock"))
 
 
-def _first_free_gpu(gpus: Sequence[str]) -> int | None:
-    locks = [_folder() / "gpus" / f"{gpu}.lock" for gpu in gpus]
-    return next((index for index, lock in enumerate(locks) if try_lock(lock)), None)
+def _first_free_gpu(gpus: Sequence[str], jobs: int) -> int | None:
+    places = product(range(jobs), range(len(gpus)))  # the first places of all GPUs come first
+    folder = _folder() / "gpus"
+    locked = (gpu for job, gpu in places if try_lock(folder / f"{gpus[gpu]}-{job}.lock"))
+    return next(locked, None)
 
 
 def _folder() -> Path:

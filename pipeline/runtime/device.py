@@ -3,36 +3,67 @@
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.runtime.cores import reserve_gpu
 
+DRIVER = Path("/dev/nvidia0")  # exists where the system has an NVIDIA GPU
+KEY = "params.yaml: device"
+# Memory of a GPU for each experiment that runs on it: several times what the default one needs.
+BYTES_PER_JOB = 16 << 30
+
 
 def prepare_device(name: str) -> torch.device:
-    """The device called `name`: cpu, mps, cuda, cuda:N, or auto (cuda, else mps, else cpu).
+    """The device called `name`: cpu, mps, cuda, cuda:N, or auto (cuda, else cpu).
 
-    On CUDA it waits for a GPU that no other experiment uses, and allows only deterministic
-    operations from here on. Raises UserError if the machine has no such device.
+    On CUDA it waits for a GPU that is free for another experiment, and allows only deterministic
+    operations from here on. Raises UserError if the machine has no such device, or one that this
+    PyTorch cannot use.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus and name not in ("cpu", "mps") and (reason := _refusal()):
+        raise UserError(KEY, f"PyTorch cannot use the GPU: {reason} Without it: `device: cpu`")
     counts = {"cuda": gpus, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    best = next(kind for kind, count in counts.items() if count)
+    # Never mps: nobody has measured yet that it is faster than the CPU for models of this size.
+    best = "cuda" if gpus else "cpu"
     device = torch.device(best if name == "auto" else name)
     if (device.index or 0) >= counts[device.type]:
         message = f"this machine has no device {name}; use `device: auto` for the best it has"
-        raise UserError("params.yaml: device", message)
+        raise UserError(KEY, message)
     return _prepare_gpu(device.index, gpus) if device.type == "cuda" else device
 
 
 def device_name(device: torch.device) -> str:
     """The device, as precisely as its bits depend on it: two GPU models may round differently."""
-    if device.type == "cuda":
-        return f"cuda {torch.version.cuda} ({torch.cuda.get_device_name(device)})"
-    return device.type
+    if device.type != "cuda":
+        return device.type
+    parts = [f"cuda {torch.version.cuda}"] if torch.version.cuda else [f"rocm {torch.version.hip}"]
+    for package in ("nvidia-cublas", "nvidia-cublas-cu12"):
+        with suppress(PackageNotFoundError):  # PyTorch may have been built with its own
+            parts.append(f"cublas {version(package)}")
+    return f"{' '.join(parts)} ({torch.cuda.get_device_name(device)})"
+
+
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """The same values in memory from which a GPU can copy while the CPU goes on."""
+    return values.pin_memory() if device.type == "cuda" else values
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Inside the block, float32 products on CUDA round their factors to TF32 if that is "tf32"."""
+    _set_products(precision)
+    try:
+        yield
+    finally:
+        _set_products("ieee")
 
 
 def set_threads(count: int) -> None:
@@ -57,10 +88,23 @@ def limited_threads(most: int) -> Iterator[None]:
 one_thread = functools.partial(limited_threads, 1)
 
 
+def _refusal() -> str | None:
+    """PyTorch's words about an NVIDIA GPU that it cannot use; None without one, or if hidden."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or torch.version.cuda is None or not DRIVER.exists():
+        return None
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return _first_line(error)
+    return None
+
+
 def _prepare_gpu(index: int | None, count: int) -> torch.device:
     # cuBLAS reads it when it starts; another workspace may change the order of its sums.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"  # an environment variable may switch TF32 on
+    _set_products("ieee")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # The same flag as use_deterministic_algorithms(True), which imports the compiler for more than
     # a second.
     torch.set_deterministic_debug_mode("error")
@@ -69,7 +113,32 @@ def _prepare_gpu(index: int | None, count: int) -> torch.device:
     # Another GPU of the same model gives the same bits.
     alike = [i for i, gpu in enumerate(gpus) if gpu.name == gpus[0].name]
     allowed = alike if index is None else [index]
-    reserved = allowed[reserve_gpu([str(gpus[i].uuid) for i in allowed])]
+    jobs = jobs_per_gpu(min(gpus[i].total_memory for i in allowed))
+    reserved = allowed[reserve_gpu([str(gpus[i].uuid) for i in allowed], jobs)]
     device = torch.device("cuda", reserved)
     torch.cuda.set_device(device)
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except RuntimeError as error:  # no code for a GPU of this age, say
+        reason = f"cannot use {gpus[reserved].name}: {_first_line(error)}"
+        raise UserError(KEY, f"PyTorch {reason} Without it: `device: cpu`") from error
     return device
+
+
+def jobs_per_gpu(memory: int) -> int:
+    """How many experiments share a GPU with so many bytes: GPU_JOBS, or what its memory allows."""
+    jobs = os.environ.get("GPU_JOBS") or str(max(1, memory // BYTES_PER_JOB))
+    if not jobs.isdecimal() or int(jobs) == 0:
+        raise UserError("GPU_JOBS", f"must be a whole number from 1 (got {jobs!r})")
+    return int(jobs)
+
+
+def _set_products(precision: str) -> None:
+    # Both: PyTorch uses TF32 in convolutions unless told otherwise, and an environment variable of
+    # NVIDIA's containers does so in matrix products.
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip()

@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pandas as pd
 import pyarrow
@@ -71,12 +71,18 @@ def main() -> None:
     save_per_image(per_image, split, model, params)
     save_samples(model, split)
     set_threads(1)  # the steps run at the same time, one core each
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(cores) as pool, ThreadPoolExecutor(1) as single:
+        # A GPU has one thread that uses it: with two, PyTorch's code for MPS ends the process.
+        on_device = pool if device.type == "cpu" else single
+        prior = on_device.submit(bounds.prior_bounds, model, split, recons, params.eval_samples)
+        generated = on_device.submit(samples.generate, model, split.labels)
+        encoded = on_device.submit(bounds.encode, model, train)
+        on_cpu = load_vae(paths.MODEL)
         steps = (  # the longest first
-            pool.submit(compare_samples, model),
-            pool.submit(describe_code, model, split, posterior),
-            pool.submit(predict_labels, model, train, split, posterior),
-            pool.submit(describe_bounds, model, split, recons, nll, params.eval_samples),
+            pool.submit(compare_samples, on_cpu, generated),
+            pool.submit(describe_code, on_cpu, split, posterior),
+            pool.submit(predict_labels, encoded, train, split, posterior),
+            pool.submit(describe_bounds, nll, prior, params.eval_samples),
         )
     for step in steps:
         metrics |= step.result()
@@ -91,11 +97,10 @@ def main() -> None:
 
 
 def describe_bounds(
-    model: VAE, split: Split, recons: reconstruction.Recons, nll: bounds.NllBounds,
-    num_samples: int,
-) -> dict[str, float]:  # fmt: skip
+    nll: bounds.NllBounds, prior_bounds: Future[Tensor], num_samples: int
+) -> dict[str, float]:
     """Write and draw the bounds of −log p(x) over K; return that from the prior."""
-    prior = bounds.prior_bounds(model, split, recons, num_samples)
+    prior = prior_bounds.result()
     columns = zip(nll.widened.T, nll.plain.T, prior.T, strict=True)
     table = pd.DataFrame([summary(dict(zip(PROPOSALS, column, strict=True))) for column in columns])
     table.insert(0, "k", bounds.sample_sizes(num_samples))
@@ -106,10 +111,13 @@ def describe_bounds(
 
 @torch.no_grad()
 def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, float]:
-    """Write the KL of each latent dimension and the gallery; return metrics of the latent code."""
+    """Write the KL of each latent dimension and the gallery; return metrics of the latent code.
+
+    On the CPU, where the codes are: the gallery has some hundred images.
+    """
     active = latent_code.active_units(posterior.mu)
     eps = bounds.evaluation_noise(*posterior.mu.shape)
-    prior = load_vae(paths.MODEL).p_z()  # on the CPU, as the codes are
+    prior = model.p_z()
     kl = latent_code.kl_per_dimension(posterior, prior, eps)
     table = pd.DataFrame({"kl": kl, "active": active.int()})
     table = table.rename_axis("dimension").reset_index()
@@ -123,15 +131,17 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
     return summary(parts) | {"active_units": int(active.sum())}
 
 
-def predict_labels(model: VAE, train: Split, test: Split, posterior: Posterior) -> dict[str, float]:
+def predict_labels(
+    encoded: Future[Posterior], train: Split, test: Split, posterior: Posterior
+) -> dict[str, float]:
     """Accuracy of classifiers trained on the training images' μ at predicting the label, if any."""
     if not test.has_labels:
         return {}
-    codes = (bounds.encode(model, train).mu, train.labels, posterior.mu, test.labels)
+    codes = (encoded.result().mu, train.labels, posterior.mu, test.labels)
     return summary({name: latent_code.correct(name, *codes) for name in latent_code.PROBES})
 
 
-def compare_samples(model: VAE) -> dict[str, float]:
+def compare_samples(model: VAE, generated: Future[Tensor]) -> dict[str, float]:
     """Compare as many prior samples as test images with these, gray; write the classes of both.
 
     Without labels there is no classifier: the table of classes is empty.
@@ -141,7 +151,7 @@ def compare_samples(model: VAE) -> dict[str, float]:
         write_output(paths.CLASSES, b"label,samples,test\n")
         return {}
     classifier = load_classifier(paths.CLASSIFIER)
-    fake = classify(classifier, samples.generate(model, split.labels))
+    fake = classify(classifier, generated.result())
     real = classify(classifier, split.images)
     found = {"samples": fake.classes, "test": real.classes}
     counts = {name: each.bincount(minlength=classifier.num_classes) for name, each in found.items()}

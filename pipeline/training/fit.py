@@ -19,7 +19,7 @@ from pipeline.data.datasets import Split, above, thresholds, to_unit
 from pipeline.model.network import Batch, to_batch
 from pipeline.model.objective import NEG_ELBO, ElboTerms, Objective, elbo_terms
 from pipeline.model.vae import VAE
-from pipeline.runtime.device import limited_threads, one_thread
+from pipeline.runtime.device import float32_products, limited_threads, one_thread, pinned
 from pipeline.runtime.finite import DivergenceError, check_finite
 from pipeline.runtime.randomness import PROTOCOL_SEED, permutation, seeded, standard_normal
 from pipeline.training.best_epoch import BestEpoch
@@ -27,7 +27,9 @@ from pipeline.training.gradient import AutogradGradient, Gradient
 from pipeline.training.optimizer import Optimizer
 
 VALIDATION_BATCH = 1000
-GRAPH_STEPS = 512  # at most in one CUDA graph, whose memory grows with them
+# Steps at a time, at most. On a GPU they are one graph, whose memory grows with them, and what the
+# history needs is computed for all of their images. On a CPU a batch stays in the caches.
+STEPS = {"cpu": 1, "cuda": 512, "mps": 512}
 TERMS = (*(field for field in ElboTerms._fields if field != "loss"), "neg_elbo")
 
 Record = dict[str, float]
@@ -64,11 +66,14 @@ def fit(
     model, device = optimizer.model, optimizer.model.device
     best = best or BestEpoch(model)
     shape = (len(train.images), objective.num_samples, model.z_dim)
-    draw = partial(_draw_epoch, shape, train.images.shape if binarize else (0,), seed)
+    draw = partial(_draw_epoch, shape, train.images.shape if binarize else (0,), seed, device)
     order, eps, limits = draw(epochs.start)
+    val_shape = (len(val.images), 1, model.z_dim)
+    val_eps = standard_normal(val_shape, PROTOCOL_SEED, "validate").to(device)
     gradient = _choose_gradient(optimizer, objective, train, batch_size, report)
     steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
     shuffled = torch.empty_like(train.images)
+    part_size = batch_size * STEPS[device.type]
     for epoch in epochs:
         if best.stops(epoch - 1):
             reason = f"no better validation for {best.patience} epochs"
@@ -76,19 +81,23 @@ def fit(
             return
         rate = optimizer.begin_epoch(epoch)
         gradient.kl_weight.fill_(objective.kl_weight(epoch))
-        order = order.to(device)
-        images = above(train.images, limits.to(device)) if binarize else train.images
+        order, eps, limits = (each.to(device, non_blocking=True) for each in (order, eps, limits))
+        images = above(train.images, limits) if binarize else train.images
         torch.index_select(images, 0, order, out=shuffled)
-        data = (shuffled, train.labels[order], eps.to(device))
-        parts = zip(*(tensor.split(batch_size * GRAPH_STEPS) for tensor in data), strict=True)
+        data = (shuffled, train.labels[order], eps)
+        parts = zip(*(tensor.split(part_size) for tensor in data), strict=True)
         # The seed is for layers that draw themselves, such as dropout.
-        with limited_threads(gradient.max_threads), seeded(seed, "layers", epoch):
+        with (
+            limited_threads(gradient.max_threads),
+            float32_products(optimizer.products),
+            seeded(seed, "layers", epoch),
+        ):
             optimizer.working.train()
-            terms = _concatenate([steps(*part) for part in parts])
+            terms = ElboTerms(*_concatenate([steps(*part) for part in parts]))
         model.eval()
         order, eps, limits = draw(epoch + 1)  # while a GPU is still busy
         _check_finite(model, terms, epoch, batch_size)
-        means = _means("train", terms) | _means("val", _validate(model, val, epoch))
+        means = _means("train", terms) | _means("val", _validate(model, val, val_eps, epoch))
         means |= {"epoch": epoch, "lr": rate}
         record = {name: means[name] for name in columns(objective, optimizer.lr_schedule)}
         best.update(epoch, record["val/neg_elbo"])
@@ -119,12 +128,12 @@ def _choose_gradient(
 
 def _training_steps(optimizer: Optimizer, gradient: Gradient, batch_size: int) -> Steps:
     def steps(images: Tensor, labels: Tensor, eps: Tensor) -> ElboTerms:
-        terms = []
-        batches = zip(*(tensor.split(batch_size) for tensor in (images, labels, eps)), strict=True)
-        for x, y, batch_eps in batches:
-            terms.append(gradient(Batch(to_unit(x), y.long()), batch_eps))
+        data = gradient.arrange(to_unit(images)), labels.long(), eps
+        outputs = []
+        for x, y, batch_eps in zip(*(tensor.split(batch_size) for tensor in data), strict=True):
+            outputs.append(gradient(Batch(x, y), batch_eps))
             optimizer.step()
-        return _concatenate(terms)
+        return gradient.terms(data[0], _concatenate(outputs))
 
     return steps
 
@@ -139,12 +148,13 @@ def _as_graphs(steps: Steps, optimizer: Optimizer) -> Steps:
 
 
 def _draw_epoch(
-    shape: tuple[int, int, int], pixels: Sequence[int], seed: int, epoch: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    shape: tuple[int, int, int], pixels: Sequence[int], seed: int, device: torch.device, epoch: int
+) -> tuple[Tensor, ...]:
     """The order of the images of an epoch, their noise [N, S, Z] in that order, and thresholds."""
     order = permutation(shape[0], seed, "shuffle", epoch)
     eps = standard_normal(shape, seed, "noise", epoch)
-    return order, eps, thresholds(pixels, seed, "binarize", epoch)
+    limits = thresholds(pixels, seed, "binarize", epoch)
+    return tuple(pinned(each, device) for each in (order, eps, limits))
 
 
 def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> None:
@@ -166,20 +176,21 @@ def _check_posterior(model: VAE, split: Split) -> None:
 
 @one_thread()
 @torch.no_grad()
-def _validate(model: VAE, val: Split, epoch: int) -> ElboTerms:
-    size = len(val.images)
-    if size == 0:
+def _validate(model: VAE, val: Split, eps: Tensor, epoch: int) -> ElboTerms:
+    if len(eps) == 0:
         return ElboTerms(*(torch.tensor([math.nan]) for _ in ElboTerms._fields))
-    eps = standard_normal((size, 1, model.z_dim), PROTOCOL_SEED, "validate").to(model.device)
-    chunks = torch.arange(size).split(VALIDATION_BATCH)
+    chunks = torch.arange(len(eps)).split(VALIDATION_BATCH)
     batches = [(to_batch(val[chosen], model.device), eps[chosen]) for chosen in chunks]
-    terms = _concatenate([elbo_terms(model, *batch) for batch in batches])
+    terms = ElboTerms(*_concatenate([elbo_terms(model, *batch) for batch in batches]))
     check_finite(terms.loss, f"the loss in epoch {epoch}, validation,")
     return terms
 
 
-def _concatenate(batches: list[ElboTerms]) -> ElboTerms:
-    return ElboTerms(*(torch.cat(values) for values in zip(*batches, strict=True)))
+def _concatenate(batches: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+    """Of each batch the same tensors: one after the other."""
+    if len(batches) == 1:
+        return batches[0]
+    return [torch.cat(values) for values in zip(*batches, strict=True)]
 
 
 def _means(split: str, terms: ElboTerms) -> Record:

@@ -1,5 +1,6 @@
 """The gradient of the loss by autograd of model/objective.py, which defines what is trained."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -22,8 +23,14 @@ class Gradient(Protocol):
     max_threads: int  # CPU threads up to which it gives the same bits
     kl_weight: Tensor  # on the device, so that a CUDA graph reads what it is set to
 
-    def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
-        """Set the gradients for noise ε [B, S, Z], and return the terms."""
+    def arrange(self, x: Tensor) -> Tensor:
+        """Return images [N, D] as `__call__` and `terms` take them."""
+
+    def __call__(self, batch: Batch, eps: Tensor) -> Sequence[Tensor]:
+        """Set the gradients for noise ε [B, S, Z]; return tensors [B, ...] for `terms`."""
+
+    def terms(self, x: Tensor, outputs: Sequence[Tensor]) -> ElboTerms:
+        """Return the terms for images [N, D], from what `__call__` returned for all of them."""
 
 
 class AutogradGradient:
@@ -37,10 +44,18 @@ class AutogradGradient:
         self.objective = objective
         self.kl_weight = torch.ones((), device=model.device)
 
+    def arrange(self, x: Tensor) -> Tensor:
+        """See Gradient."""
+        return x
+
     @torch.enable_grad()
-    def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
+    def __call__(self, batch: Batch, eps: Tensor) -> Sequence[Tensor]:
         """See Gradient."""
         self.model.zero_grad(set_to_none=True)
         terms = self.objective(self.model, batch, eps, self.kl_weight)
         terms.loss.sum().backward()
-        return ElboTerms(*(term.detach() for term in terms))
+        return [term.detach() for term in terms]
+
+    def terms(self, x: Tensor, outputs: Sequence[Tensor]) -> ElboTerms:
+        """See Gradient."""
+        return ElboTerms(*outputs)

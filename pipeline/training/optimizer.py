@@ -6,15 +6,16 @@ Weight decay is decoupled from the gradient: AdamW (Loshchilov & Hutter 2019).
 import copy
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
+from pipeline.errors import UserError
 from pipeline.model.vae import VAE
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Of the weights in matrix products. With tf32 a GPU rounds the factors itself.
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 # Of the learning rate, by the share of the training that is done, in [0, 1). The rate of an epoch
 # depends on its number alone, so a resumed training has the same.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -30,6 +31,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 class Optimizer:
     """Updates the weights of `model` with the gradients of `working`.
 
+    precision: of matrix products, a key of PRECISIONS. Raises UserError for tf32 without CUDA.
     working: in float32 the model itself, in bfloat16 a copy of it that follows each update, with
     the same likelihood.
     learning_rate: multiplied by the factor of `lr_schedule` for each of `num_epochs` epochs.
@@ -40,6 +42,9 @@ class Optimizer:
         lr_schedule: str = "constant", num_epochs: int = 1, weight_decay: float = 0.0,
     ) -> None:  # fmt: skip
         self.model = model
+        if precision == "tf32" and model.device.type != "cuda":
+            raise UserError("params.yaml: precision", "tf32 needs a CUDA device")
+        self.products = "tf32" if precision == "tf32" else "ieee"
         dtype = PRECISIONS[precision]
         self.working = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         # Decoder outputs are float32 again, and a running average would stand still in bfloat16.
@@ -48,23 +53,26 @@ class Optimizer:
         self._num_epochs = num_epochs
         self._weight_decay = weight_decay
         self._learning_rate = learning_rate
-        # A CUDA graph reads a rate on the device, as float32, at every launch. One on the CPU stays
-        # what it was when the graph was recorded.
-        self._rate = torch.tensor(learning_rate, dtype=torch.float64)
-        if model.device.type == "cuda" and lr_schedule != "constant":
-            self._rate = self._rate.to(model.device, torch.float32)
+        self._rate: float | Tensor = learning_rate
+        if lr_schedule != "constant":
+            # A graph reads a tensor at every launch, on CUDA as float32; a number stays what it was
+            # when the graph was recorded.
+            dtype = torch.float32 if model.device.type == "cuda" else torch.float64
+            self._rate = torch.tensor(learning_rate, dtype=dtype, device=model.device)
         weights = list(model.parameters())
         self._moments = {
             "exp_avg": [torch.zeros_like(each) for each in weights],
             "exp_avg_sq": [torch.zeros_like(each) for each in weights],
-            "step": [torch.zeros((), device=each.device) for each in weights],
         }
+        self._step = torch.zeros((), device=model.device)
+        self._piece = piece_size(weights) if model.device.type == "cuda" else None
 
     def begin_epoch(self, epoch: int) -> float:
         """Use the learning rate of this epoch, the first being 1, and return it."""
         done = (epoch - 1) / self._num_epochs
         rate = self._learning_rate * SCHEDULES[self.lr_schedule](done)
-        self._rate.fill_(rate)
+        if isinstance(self._rate, Tensor):
+            self._rate.fill_(rate)
         return rate
 
     @torch.no_grad()
@@ -75,27 +83,32 @@ class Optimizer:
             return
         pairs = list(zip(self.model.parameters(), self.working.parameters(), strict=True))
         for parameter, working in pairs:
-            parameter.grad = None if working.grad is None else working.grad.float()
+            if working.grad is not None:  # else it is there already
+                parameter.grad = working.grad.float()
         self._update()
-        for parameter, working in pairs:
-            working.copy_(parameter)
+        weights, copies = map(list, zip(*pairs, strict=True))
+        torch._foreach_copy_(copies, weights)
         buffers = zip(self.model.buffers(), self.working.buffers(), strict=True)
         for buffer, working_buffer in buffers:  # statistics of normalization layers
             buffer.copy_(working_buffer)
 
     def _update(self) -> None:
-        # The function below torch.optim.Adam: creating an object of that class imports PyTorch's
+        # The function below torch.optim.AdamW: creating an object of that class imports PyTorch's
         # compiler, which takes more than a second.
         states = zip(self.model.parameters(), *self._moments.values(), strict=True)
-        rows = [(each.grad, each, *moments) for each, *moments in states if each.grad is not None]
-        gradients, parameters, averages, squares, steps = map(list, zip(*rows, strict=True))
-        adam(
-            parameters, gradients, averages, squares, [], steps,
-            fused=True,
-            capturable=self.model.device.type == "cuda",  # a CUDA graph may contain it then
-            amsgrad=False, maximize=False, lr=self._rate, beta1=0.9, beta2=0.999, eps=1e-8,
-            decoupled_weight_decay=True, weight_decay=self._weight_decay,
+        rows = [(each, each.grad, *moments) for each, *moments in states if each.grad is not None]
+        parameters, gradients, averages, squares = map(self._pieces, zip(*rows, strict=True))
+        self._step.add_(1)
+        torch._fused_adamw_(
+            parameters, gradients, averages, squares, [], [self._step] * len(parameters),
+            lr=self._rate, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=self._weight_decay,
+            amsgrad=False, maximize=False,
         )  # fmt: skip
+
+    def _pieces(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        if self._piece is None:
+            return list(tensors)
+        return [piece for each in tensors for piece in each.view(-1).split(self._piece)]
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that the next epoch depends on, by name: weights, moments and step count."""
@@ -103,7 +116,7 @@ class Optimizer:
         names = [name for name, _ in self.model.named_parameters()]
         for key, moments in self._moments.items():
             tensors |= {f"{key}.{name}": each for name, each in zip(names, moments, strict=True)}
-        return tensors
+        return tensors | {"step": self._step}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -111,3 +124,15 @@ class Optimizer:
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
         self.working.load_state_dict(self.model.state_dict())
+
+
+def piece_size(tensors: Sequence[Tensor]) -> int:
+    """Numbers per piece, so that one launch of Adam takes all pieces and fills a CUDA device.
+
+    A block of threads takes at most 65,536 numbers of one tensor, and one launch so many tensors:
+    depth_to_max_tensors[3] in ATen/native/cuda/MultiTensorApply.cuh.
+    """
+    most = 252 if int((torch.version.cuda or "0").partition(".")[0]) >= 13 else 36
+    total = sum(tensor.numel() for tensor in tensors)
+    rest = max(1, most - len(tensors))  # every tensor has one piece that may be smaller
+    return math.ceil(total / rest)

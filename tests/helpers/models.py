@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.model.network import Architecture
 from pipeline.model.vae import VAE, new_vae
 
+PRECISIONS = ("float32", "bfloat16")  # tf32 needs a GPU
 ROOT = Path(__file__).parents[2]
 DEFAULT = {
     "network": "mlp", "likelihood": "bernoulli", "image_shape": (28, 28),

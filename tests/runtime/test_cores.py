@@ -1,4 +1,4 @@
-"""Concurrent experiments share the cores and take one GPU each. A lock stands for another one."""
+"""Concurrent experiments share the cores and the GPUs. A lock stands for another one."""
 
 from pathlib import Path
 
@@ -37,17 +37,18 @@ def test_experiments_divide_the_cores_and_one_that_ends_gives_its_share_back(mon
     assert len(list((FOLDER / "cores").iterdir())) == 3
 
 
-def test_a_gpu_has_one_experiment_at_a_time_and_others_wait_with_a_message(monkeypatch, capsys):
-    first, second = locked("gpus/a.lock"), locked("gpus/b.lock")
-    monkeypatch.setattr(cores.time, "sleep", lambda seconds: second.release())
-    assert reserve_gpu(["a", "b"]) == 1
-    assert capsys.readouterr().err == "waiting for the GPU (in use by another experiment)\n"
-    first.release()
-    assert reserve_gpu(["b"]) == 0, "its own, again"
-    assert reserve_gpu(["a", "b"]) == 0
+def test_gpus_have_equally_many_experiments_and_others_wait_with_a_message(monkeypatch, capsys):
+    first = locked("gpus/a-0.lock")
+    assert reserve_gpu(["a", "b"], 2) == 1, "the one with fewer"
+    locks = [first, *(locked(f"gpus/{name}.lock") for name in ("a-1", "c-0", "c-1"))]
+    monkeypatch.setattr(cores.time, "sleep", lambda seconds: locks[2].release())
+    assert reserve_gpu(["a", "c"], 2) == 1
+    assert capsys.readouterr().err == "waiting for the GPU (in use by other experiments)\n"
+    locks[1].release()
+    assert reserve_gpu(["a"], 2) == 0
 
 
 def test_without_locks_nothing_is_divided_and_nothing_fails():
     Path(".dvc").write_text("a file in place of the folder")
     assert share_of_cores(6) == 6
-    assert reserve_gpu(["a", "b"]) == 0
+    assert reserve_gpu(["a", "b"], 1) == 0

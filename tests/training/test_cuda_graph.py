@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from helpers.models import small_vae, weights
+from helpers.models import PRECISIONS, small_vae, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,7 +19,7 @@ from pipeline.training import fit as fit_module
 from pipeline.training.accelerated.cuda_graph import Graphs
 from pipeline.training.accelerated.layers import Rows
 from pipeline.training.fit import fit
-from pipeline.training.optimizer import PRECISIONS, Optimizer
+from pipeline.training.optimizer import Optimizer
 
 # They read a value back, which CUDA refuses during a capture.
 REFUSED = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
@@ -70,6 +70,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", MagicMock)
     monkeypatch.setattr(torch.cuda, "current_stream", MagicMock)
     monkeypatch.setattr(fit_module, "_as_graphs", Graphs)
+    monkeypatch.setitem(fit_module.STEPS, "cpu", 512)
     monkeypatch.setattr(accelerated, "Columns", Rows)
     return recorded
 
@@ -113,7 +114,7 @@ def test_a_long_epoch_replays_one_graph_several_times_and_a_smaller_one_for_the_
 ):
     expected = train(data)
     assert len(graphs) == 1
-    monkeypatch.setattr(fit_module, "GRAPH_STEPS", 1)
+    monkeypatch.setitem(fit_module.STEPS, "cpu", 1)
     records, vector = train(data)
     assert len(graphs) == 1 + 2
     assert records == expected[0] and torch.equal(vector, expected[1])

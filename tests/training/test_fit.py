@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.models import small_vae, weights
+from helpers.models import PRECISIONS, small_vae, weights
 from torch.nn import functional as F
 
 from pipeline.data.datasets import above, hold_out, thresholds, to_unit
@@ -14,7 +14,7 @@ from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.randomness import permutation, standard_normal
 from pipeline.training.best_epoch import BestEpoch
 from pipeline.training.fit import fit
-from pipeline.training.optimizer import PRECISIONS, Optimizer
+from pipeline.training.optimizer import Optimizer
 
 SETTINGS = {  # of the optimizer
     "default": {},
@@ -220,9 +220,10 @@ def test_a_training_that_patience_does_not_stop_ends_with_the_weights_of_the_bes
     assert all(torch.equal(state[name], tensor) for name, tensor in first.state_dict().items())
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "tf32"])
 def test_a_gpu_gives_the_same_bits_twice_and_the_losses_of_the_cpu(data, precision, settings):
     """The noise is drawn on the CPU for every device, so only rounding differs."""
     device = prepare_device("cuda")

@@ -3,6 +3,7 @@ import torch
 from helpers.models import small_vae, weights
 from torch.optim import lr_scheduler
 
+from pipeline.errors import UserError
 from pipeline.training.optimizer import Optimizer
 
 TWENTY = {  # the schedulers of PyTorch for 20 epochs
@@ -46,3 +47,9 @@ def test_the_weights_follow_adamw_and_a_schedule_of_pytorch(lr_schedule):
             adam.step()
         scheduler.step()
         torch.testing.assert_close(weights(model), weights(other), rtol=1e-5, atol=1e-6)
+
+
+def test_tf32_needs_a_gpu():
+    with pytest.raises(UserError) as error:
+        Optimizer(small_vae(), 1e-3, "tf32")
+    assert error.value.subject == "params.yaml: precision"

@@ -43,12 +43,12 @@ def checked_gradient(
     gradient = PerceptronGradient(model, layer_type)
     # Autograd puts its gradients elsewhere.
     written = {name: parameter.grad for name, parameter in model.named_parameters()}
-    _compare(model, gradient(batch, eps)._asdict() | written, batch, eps)
+    _compare(model, gradient, written, batch, eps)
     network = cast(MLP, model.network)
     _widen(network.encoder, batch.x)
     _widen(network.decoder, eps.squeeze(1))
-    _compare(model, gradient(batch, eps)._asdict() | written, batch, eps)
-    return PerceptronGradient(optimizer.working, layer_type)
+    _compare(model, gradient, written, batch, eps)
+    return PerceptronGradient(optimizer.working, layer_type, optimizer.model)
 
 
 @torch.no_grad()
@@ -58,8 +58,14 @@ def _widen(layers: nn.Sequential, inputs: Tensor) -> None:
         parameter.mul_(factor)
 
 
-def _compare(model: VAE, computed: dict[str, Tensor], batch: Batch, eps: Tensor) -> None:
-    expected = AutogradGradient(model)(batch, eps)._asdict()
+def _compare(
+    model: VAE, gradient: PerceptronGradient, written: dict[str, Tensor | None], batch: Batch,
+    eps: Tensor,
+) -> None:  # fmt: skip
+    arranged = batch._replace(x=gradient.arrange(batch.x))
+    computed = gradient.terms(arranged.x, gradient(arranged, eps))._asdict() | written
+    autograd = AutogradGradient(model)
+    expected = autograd.terms(batch.x, autograd(batch, eps))._asdict()
     expected |= {name: parameter.grad for name, parameter in model.named_parameters()}
     for name, value in expected.items():
         if not (computed[name] - value).norm() <= TOLERANCE * value.norm():

@@ -10,27 +10,38 @@ from torch.nn import functional as F
 
 
 class Rows:
-    """A linear layer in the usual layout. It keeps views of parameters and gradients."""
+    """A linear layer in the usual layout. It keeps views of parameters and gradients.
+
+    master: the layer that is given the gradients, maybe `layer` itself.
+    """
 
     max_threads = 1
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, master: nn.Linear) -> None:
         self.weight, self.bias = layer.weight.detach(), layer.bias.detach()
-        self.weight_grad, self.bias_grad = _new_gradient(layer.weight), _new_gradient(layer.bias)
+        self.weight_grad, self.bias_grad = _gradient(master.weight), _gradient(master.bias)
 
     @staticmethod
     def arrange(a: Tensor) -> Tensor:
         """The same values in this layout."""
         return a
 
-    def __call__(self, a: Tensor) -> Tensor:
-        """[B, in] -> [B, out]."""
-        return F.linear(a, self.weight, self.bias)
+    def __call__(self, a: Tensor, activation: nn.Module | None) -> tuple[Tensor, Tensor]:
+        """[B, in] -> [B, out] before and after the activation."""
+        if isinstance(activation, nn.ReLU):  # whose derivative does not need the former
+            output = torch._addmm_activation(self.bias, a, self.weight.t())
+            return output, output
+        return _activated(F.linear(a, self.weight, self.bias), activation)
 
     def set_gradients(self, a: Tensor, d: Tensor) -> None:
         """Set the gradients of the parameters, given input and gradient of the output."""
-        torch.mm(d.t(), a, out=self.weight_grad)
-        torch.sum(d, dim=0, out=self.bias_grad)
+        if a.dtype == self.weight_grad.dtype:
+            torch.mm(d.t(), a, out=self.weight_grad)
+        elif a.is_cuda:
+            torch.ops.aten.mm.dtype_out(d.t(), a, self.weight_grad.dtype, out=self.weight_grad)
+        else:  # where no product of bfloat16 gives float32
+            self.weight_grad.copy_(torch.mm(d.t(), a))
+        _set_sum(self.bias_grad, d)
 
     def backward(self, d: Tensor) -> Tensor:
         """The gradient of the input [B, in], given that of the output [B, out]."""
@@ -45,12 +56,12 @@ class Columns:
     depend on the number of cores, and so neither do the bits. An odd number of rows stays whole.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, master: nn.Linear) -> None:
         weight = layer.weight.detach()
-        self.weight, self.weight_grad = _halves(weight), _halves(_new_gradient(layer.weight))
+        self.weight, self.weight_grad = _halves(weight), _halves(_gradient(master.weight))
         self.max_threads = len(self.weight)
         self.bias = layer.bias.detach().view(len(self.weight), -1, 1)
-        self.bias_grad = _new_gradient(layer.bias)
+        self.bias_grad = _gradient(master.bias)
         # In a layer with more inputs than outputs the halves of `backward` are those of the input.
         self._by_input = layer.in_features > layer.out_features
         self._transposed = _halves(weight.t()) if self._by_input else self.weight.transpose(1, 2)
@@ -61,16 +72,21 @@ class Columns:
         # As three dimensions: PyTorch transposes a matrix on one core.
         return _halves(a.t()).contiguous().flatten(0, 1).t()
 
-    def __call__(self, a: Tensor) -> Tensor:
+    def __call__(self, a: Tensor, activation: nn.Module | None) -> tuple[Tensor, Tensor]:
         """See Rows."""
         inputs = a.t().expand(len(self.weight), -1, -1)
-        return torch.baddbmm(self.bias, self.weight, inputs).flatten(0, 1).t()
+        product = torch.baddbmm(self.bias, self.weight, inputs)
+        return _activated(product.flatten(0, 1).t(), activation)
 
     def set_gradients(self, a: Tensor, d: Tensor) -> None:
         """See Rows."""
         parts = len(self.weight)
-        torch.bmm(d.t().unflatten(0, (parts, -1)), a.expand(parts, -1, -1), out=self.weight_grad)
-        torch.sum(d, dim=0, out=self.bias_grad)
+        factors = d.t().unflatten(0, (parts, -1)), a.expand(parts, -1, -1)
+        if a.dtype == self.weight_grad.dtype:
+            torch.bmm(*factors, out=self.weight_grad)
+        else:
+            self.weight_grad.copy_(torch.bmm(*factors))
+        _set_sum(self.bias_grad, d)
 
     def backward(self, d: Tensor) -> Tensor:
         """See Rows."""
@@ -80,9 +96,18 @@ class Columns:
         return torch.bmm(self._transposed, d.t().unflatten(0, (parts, -1))).sum(dim=0).t()
 
 
-def _new_gradient(parameter: Tensor) -> Tensor:
-    parameter.grad = torch.zeros_like(parameter)
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
+
+
+def _activated(x: Tensor, activation: nn.Module | None) -> tuple[Tensor, Tensor]:
+    return x, x if activation is None else activation(x)
+
+
+def _set_sum(total: Tensor, d: Tensor) -> None:
+    torch.sum(d, dim=0, dtype=total.dtype, out=total)
 
 
 def _halves(matrix: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """The gradient of −ELBO, written out for perceptrons with Bernoulli pixels.
 
 The matrix products are those of autograd, with little else around them: nothing is recorded or
-accumulated, and each product is written to where Adam reads it.
+accumulated, and each product is written to where Adam reads it. What only the history needs is
+computed for many batches at once.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from pipeline.model.objective import ElboTerms
 from pipeline.model.prior import StandardNormal, gaussian_kl
 from pipeline.model.vae import VAE
 from pipeline.training.accelerated.layers import Columns, Rows
+from pipeline.training.accelerated.side_stream import SideStream
 
 aten = torch.ops.aten  # has the derivatives that autograd itself calls
 # Of the gradient of a(x), x and a(x): the gradient of x.
@@ -24,16 +27,34 @@ DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor, Tensor], Tensor]] =
     nn.GELU: lambda d, x, _: aten.gelu_backward(d, x),
     nn.SiLU: lambda d, x, _: aten.silu_backward(d, x),
 }
-Layers = Sequence[Rows | Columns | nn.Module]  # a module is an activation
+
+
+class Layer(NamedTuple):
+    """A linear layer and what follows it."""
+
+    linear: Rows | Columns
+    activation: nn.Module | None
+
+
+class Values(NamedTuple):
+    """What a layer has computed, each [B, ...]."""
+
+    input: Tensor
+    linear: Tensor
+    output: Tensor
 
 
 class PerceptronGradient:
     """A Gradient. Matrix products use the dtype of the weights, everything else that of x and ε.
 
+    master: has the weights that Adam updates, and is given the gradients: `model` itself, unless
+    that is a copy in bfloat16.
     Raises TypeError for a model that is not a perceptron with Bernoulli pixels and prior N(0, I).
     """
 
-    def __init__(self, model: VAE, layer_type: type[Rows] | type[Columns]) -> None:
+    def __init__(
+        self, model: VAE, layer_type: type[Rows] | type[Columns], master: VAE | None = None
+    ) -> None:
         network = model.network
         others = (type(model.likelihood), type(model.prior))
         if type(network) is not MLP or others != (Bernoulli, StandardNormal):
@@ -43,55 +64,78 @@ class PerceptronGradient:
         self.model = model
         self.kl_weight = torch.ones((), device=model.device)  # not read
         self.arrange = layer_type.arrange
-        self.encoder, self.decoder = (
-            [layer_type(layer) if isinstance(layer, nn.Linear) else layer for layer in layers]
-            for layers in (network.encoder, network.decoder)
-        )
+        masters = cast(MLP, (master or model).network)
+        self.encoder = _layers(network.encoder, masters.encoder, layer_type)
+        self.decoder = _layers(network.decoder, masters.decoder, layer_type)
         layers = [*self.encoder, *self.decoder]
-        self.max_threads = min(each.max_threads for each in layers if isinstance(each, layer_type))
+        self.max_threads = min(layer.linear.max_threads for layer in layers)
+        self.aside = SideStream(model.device)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, eps: Tensor) -> ElboTerms:
-        """Set the gradients."""
-        x, eps = self.arrange(batch.x), self.arrange(eps.squeeze(1))
-        dtype = self.model.dtype
+    def __call__(self, batch: Batch, eps: Tensor) -> Sequence[Tensor]:
+        """Set the gradients; return [μ, log σ²] and the logits."""
+        x, eps, dtype = batch.x, self.arrange(eps.squeeze(1)), self.model.dtype
         encoded = _forward(self.encoder, x.to(dtype))
-        mu, log_var = encoded[-1].to(x.dtype).chunk(2, dim=-1)
-        noise = torch.exp(0.5 * log_var) * eps  # σ ε
-        decoded = _forward(self.decoder, (mu + noise).to(dtype))
-        logits = decoded[-1].to(x.dtype)
-        recon, kl = self.model.likelihood.neg_log_prob(logits, x), gaussian_kl(mu, log_var)
+        mu_and_log_var = encoded[-1].output.to(x.dtype)
+        mu, log_var = mu_and_log_var.chunk(2, dim=-1)
+        noise = torch.exp(0.5 * log_var).mul_(eps)  # σ ε
+        z = torch.add(mu, noise, out=torch.empty_like(noise, dtype=dtype))
+        decoded = _forward(self.decoder, z)
+        logits = decoded[-1].output.to(x.dtype)
 
         d_logits = torch.sigmoid(logits).sub_(x)
-        d_z = _backward(self.decoder, decoded, d_logits.to(dtype)).to(x.dtype)
+        d_z = _backward(self.decoder, decoded, d_logits.to(dtype), self.aside)
         # Through z = μ + σ ε, and through KL = ½ Σ (σ² + μ² − 1 − log σ²).
-        d_encoded = torch.empty_like(encoded[-1], dtype=x.dtype)
+        d_encoded = torch.empty_like(encoded[-1].output)
         d_mu, d_log_var = d_encoded.chunk(2, dim=-1)
         torch.add(d_z, mu, out=d_mu)
         torch.add(torch.expm1(log_var), d_z * noise, out=d_log_var).mul_(0.5)
-        _backward(self.encoder, encoded, d_encoded.to(dtype), to_input=False)
+        _backward(self.encoder, encoded, d_encoded, self.aside, to_input=False)
+        self.aside.join()
+        return mu_and_log_var, logits
+
+    @torch.no_grad()
+    def terms(self, x: Tensor, outputs: Sequence[Tensor]) -> ElboTerms:
+        """See Gradient."""
+        mu_and_log_var, logits = outputs
+        recon = self.model.likelihood.neg_log_prob(logits, x)
+        kl = gaussian_kl(*mu_and_log_var.chunk(2, dim=-1))
         return ElboTerms(recon, kl, loss=recon + kl)
 
 
-def _forward(layers: Layers, a: Tensor) -> list[Tensor]:
-    """The input of the first layer, and the output of each."""
-    values = [a]
+def _layers(
+    modules: nn.Sequential, masters: nn.Sequential, layer_type: type[Rows] | type[Columns]
+) -> list[Layer]:
+    layers: list[Layer] = []
+    for module, master in zip(modules, masters, strict=True):
+        if isinstance(module, nn.Linear):
+            layers.append(Layer(layer_type(module, cast(nn.Linear, master)), None))
+        else:
+            layers[-1] = layers[-1]._replace(activation=module)
+    return layers
+
+
+def _forward(layers: Sequence[Layer], a: Tensor) -> list[Values]:
+    values = []
     for layer in layers:
-        values.append(layer(values[-1]))
+        values.append(Values(a, *layer.linear(a, layer.activation)))
+        a = values[-1].output
     return values
 
 
-def _backward(layers: Layers, values: list[Tensor], d: Tensor, *, to_input: bool = True) -> Tensor:
+def _backward(
+    layers: Sequence[Layer], values: Sequence[Values], d: Tensor, aside: SideStream, *,
+    to_input: bool = True,
+) -> Tensor:  # fmt: skip
     """Set the gradients of the layers, given that of their output; return that of their input.
 
     Without `to_input` the last product is left out, and the return value is of no use.
     """
     for i in reversed(range(len(layers))):
-        layer = layers[i]
-        if isinstance(layer, nn.Module):
-            d = DERIVATIVES[type(layer)](d, values[i], values[i + 1])
-            continue
-        layer.set_gradients(values[i], d)
+        (linear, activation), (a, x, output) = layers[i], values[i]
+        if activation is not None:
+            d = DERIVATIVES[type(activation)](d, x, output)
+        aside(linear.set_gradients, a, d)
         if i > 0 or to_input:
-            d = layer.backward(d)
+            d = linear.backward(d)
     return d
