@@ -82,8 +82,7 @@ def fit(
         rate = optimizer.begin_epoch(epoch)
         gradient.kl_weight.fill_(objective.kl_weight(epoch))
         order, eps, limits = (each.to(device, non_blocking=True) for each in (order, eps, limits))
-        images = above(train.images, limits) if binarize else train.images
-        torch.index_select(images, 0, order, out=shuffled)
+        _shuffle(train.images, limits, order, shuffled)
         data = (shuffled, train.labels[order], eps)
         parts = zip(*(tensor.split(part_size) for tensor in data), strict=True)
         # The seed is for layers that draw themselves, such as dropout.
@@ -155,6 +154,13 @@ def _draw_epoch(
     eps = standard_normal(shape, seed, "noise", epoch)
     limits = thresholds(pixels, seed, "binarize", epoch)
     return tuple(pinned(each, device) for each in (order, eps, limits))
+
+
+def _shuffle(images: Tensor, limits: Tensor, order: Tensor, shuffled: Tensor) -> None:
+    """Write the images in this order, black and white if there are limits."""
+    if len(limits):
+        images = above(images, limits)
+    torch.index_select(images, 0, order, out=shuffled)
 
 
 def _check_finite(model: VAE, terms: ElboTerms, epoch: int, batch_size: int) -> None:
