@@ -88,7 +88,7 @@ def fit(
         # The seed is for layers that draw themselves, such as dropout.
         with (
             limited_threads(gradient.max_threads),
-            float32_products(optimizer.products),
+            float32_products("tf32" if optimizer.precision == "tf32" else "ieee"),
             seeded(seed, "layers", epoch),
         ):
             optimizer.working.train()

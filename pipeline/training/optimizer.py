@@ -44,7 +44,7 @@ class Optimizer:
         self.model = model
         if precision == "tf32" and model.device.type != "cuda":
             raise UserError("params.yaml: precision", "tf32 needs a CUDA device")
-        self.products = "tf32" if precision == "tf32" else "ieee"
+        self.precision = precision
         dtype = PRECISIONS[precision]
         self.working = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         # Decoder outputs are float32 again, and a running average would stand still in bfloat16.
