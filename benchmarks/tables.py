@@ -21,7 +21,6 @@ from scipy import stats
 from benchmarks.measure import ROOT, hardware
 from pipeline.commands.comparison.runs import Run, read_runs
 from pipeline.commands.comparison.statistics import LEVEL, NORMAL, paired
-from pipeline.commands.sweeps.experiment import setting
 from pipeline.params import DEFAULTS, load_params
 from pipeline.runtime.git import experiments
 from pipeline.runtime.tensor_file import read_tensors
@@ -260,7 +259,7 @@ def cells(
 
 def settings(params: Mapping[str, object]) -> str:
     """The parameters as `dvc exp run` takes them."""
-    return " ".join(f"-S {setting(*item)}" for item in params.items())
+    return " ".join(f"-S {key}={value}" for key, value in params.items())
 
 
 def difference(ours: list[Run], theirs: list[Run], metric: str) -> str:

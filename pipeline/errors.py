@@ -41,7 +41,7 @@ def run(main: Callable[[], object]) -> None:
     A stage is killed together with the DVC process that started it: an orphan would write into the
     files of the next run.
     """
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+    if "DVC_STAGE" in os.environ:
         die_with_parent()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _prepare_output()
@@ -98,10 +98,12 @@ def _forget_other_repository() -> None:
 
 
 def die_with_parent(parent: int = 0) -> None:
-    """Have the kernel kill this process when the one that started it ends, however it ends.
+    """Have Linux kill this process when the one that started it ends, however it ends.
 
     parent: its number, if that is known: it may have ended before.
     """
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent if parent else _is_orphan():
         os._exit(128 + signal.SIGKILL)

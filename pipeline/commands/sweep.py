@@ -14,7 +14,6 @@ import math
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -141,10 +140,9 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
             errors = work_here(arguments, planned, plan, clone, progress)
     for error in errors:
         print(f"sweep: a job ended early: {error}")
-    trials = study.latest(planned).values()
-    if left := sum(map(study.is_left, trials)):
+    if left := len(study.open_trials(planned)):
         raise UserError(arguments.name, f"{left} trials are left; `sweep work` continues")
-    failed = sum(trial.state == TrialState.FAIL for trial in trials)
+    failed = len(planned.get_trials(states=[TrialState.FAIL]))
     print(f"sweep: {arguments.name} is complete, {failed} trials failed")
     print(f"sweep: its results: python -m pipeline sweep show {arguments.name}")
 
@@ -163,7 +161,7 @@ def work_here(
     if arguments.jobs == 1:
         worker.run_trials(planned, plan, clone, progress)
         return []
-    command = [sys.executable, "-m", "pipeline", "sweep", "work", arguments.name]
+    command = experiment.child("pipeline", "sweep", "work", arguments.name)
     quiet = {**os.environ, "TQDM_DISABLE": "1"}
     jobs = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, env=quiet)
@@ -173,21 +171,21 @@ def work_here(
         while any(job.poll() is None for job in jobs):
             progress()
             time.sleep(worker.POLL_SECONDS)
-    except BaseException:
+    finally:  # after Ctrl-C they give their trials back
         for job in jobs:
             job.terminate()
-        raise
-    return ["see above" for job in jobs if job.wait() != 0]
+        status = [job.wait() for job in jobs]
+    return ["see above"] * sum(map(bool, status))
 
 
 def advance(bar: "tqdm[None]", planned: Study) -> None:
     """Show how many trials are done, and the best value."""
     try:
-        trials = study.latest(planned).values()
+        trials = planned.get_trials(deepcopy=False)
     except study.STORE_ERRORS:
         return  # the jobs report it, if it lasts
     bar.total = len(trials)
-    bar.n = sum(not study.is_left(trial) for trial in trials)
+    bar.n = sum(trial.state.is_finished() for trial in trials)
     values = [trial.value for trial in trials if trial.value is not None]
     bar.set_postfix_str(f"best {min(values):.2f}" if values else "")
 
@@ -195,10 +193,9 @@ def advance(bar: "tqdm[None]", planned: Study) -> None:
 def show(arguments: argparse.Namespace, root: Path) -> None:
     """Print the trials, draw them."""
     planned, plan = study.load(arguments.name, root)
-    results = study.results(planned)
-    print(report.table(results, plan))
+    print(report.table(planned, plan))
     path = SWEEPS / f"{arguments.name}.html"
-    if content := report.page(results, plan):
+    if content := report.page(planned, plan):
         write_output(root / path, content.encode())
         print(f"Wrote {path}: open it in a browser")
 
@@ -207,11 +204,15 @@ def fetch(arguments: argparse.Namespace, root: Path) -> None:
     """Bring the experiments here."""
     planned, plan = study.load(arguments.name, root)
     names = [
-        experiment.trial_name(arguments.name, number) + end
-        for number, trial in study.latest(planned).items()
+        experiment.trial_name(arguments.name, trial.number) + end
+        for trial in planned.get_trials(deepcopy=False)
         if trial.value is not None and study.SAME_AS not in trial.user_attrs
         for end, _ in worker.seeds(plan)
     ]
     count = experiment.open_clone(root, plan.baseline).fetch(names)
     print(f"sweep: {count} of {len(names)} finished experiments are here")
+    if count < len(names):
+        print(
+            "sweep: the others are in the clones that ran them: without remotes nothing is shared"
+        )
     print("sweep: to compare them: python -m pipeline compare")

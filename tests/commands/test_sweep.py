@@ -1,8 +1,10 @@
 """What `sweep new` plans and refuses, and what workers take, in a store of their own."""
 
 import argparse
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Barrier
 
 import optuna
@@ -14,7 +16,7 @@ from optuna.trial import TrialState
 
 from pipeline.commands import sweep
 from pipeline.commands.sweeps import experiment, space, study, worker
-from pipeline.commands.sweeps.experiment import UnfitError
+from pipeline.commands.sweeps.experiment import StageError, UnfitError
 from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.paths import DVC_LOCK
@@ -202,84 +204,108 @@ def work(root, monkeypatch, values):
     found, plan = study.load("widths", root)
     clone = experiment.open_clone(root, plan.baseline)
     worker.run_trials(found, plan, clone, lambda: None)
-    return study.latest(found)
+    return found.trials
+
+
+def values(trials):
+    return [trial.value for trial in trials]
 
 
 def test_parameters_that_cannot_be_trained_with_fail_for_good(root, monkeypatch):
     new()
     trials = work(root, monkeypatch, [UnfitError("widths-0000", "diverged"), 5.0])
-    assert [trial.state for trial in trials.values()] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert trials[0].user_attrs["reason"] == "diverged"
 
 
 @pytest.mark.parametrize("error", [UserError("dvc push", "503"), KeyboardInterrupt()])
-def test_after_any_other_failure_the_trial_waits_again(root, monkeypatch, error):
+def test_after_any_other_failure_the_trial_waits_again_behind_the_others(root, monkeypatch, error):
     new(space=["learning_rate=1e-4..1e-2"], trials=2)
     with pytest.raises(type(error)):
         work(root, monkeypatch, [error])
     found, _ = study.load("widths", root)
-    (failed, *_), last = found.trials, study.latest(found)
-    assert {trial.state for trial in last.values()} == {TrialState.WAITING, TrialState.FAIL}
-    trials = work(root, monkeypatch, [])
-    assert len(trials) == 2 and {trial.state for trial in trials.values()} == {TrialState.COMPLETE}
+    failed, _ = found.trials
+    assert {trial.state for trial in found.trials} == {TrialState.WAITING}
+    trials = work(root, monkeypatch, [2.0, 3.0])
+    assert values(trials) == [3.0, 2.0]
     assert trials[0].params == failed.params  # not another draw
+
+
+def test_a_stage_that_fails_ends_a_worker_after_all_other_trials(root, monkeypatch, capsys):
+    new(space=["z_dim=2,4,8"])
+    with error_about("widths-0000"):
+        work(root, monkeypatch, [StageError("widths-0000", "needs a GPU"), 2.0, 3.0])
+    sweep.show(argparse.Namespace(name="widths"), root)
+    assert "tried again by `sweep work`: widths-0000: needs a GPU" in capsys.readouterr().out
+    assert values(work(root, monkeypatch, [1.0])) == [1.0, 2.0, 3.0]
+
+
+def test_stages_that_fail_in_a_row_end_a_worker(root, monkeypatch):
+    """As with a full disk; nothing is lost."""
+    new(space=["z_dim=2,4,8,16"])
+    full = [StageError(f"widths-000{number}", "disk full") for number in (0, 1, 2)]
+    with error_about("widths-0002"):
+        work(root, monkeypatch, list(full))
+    assert values(work(root, monkeypatch, [])) == [1.0] * 4
 
 
 def test_the_trial_of_a_killed_worker_waits_again(root, monkeypatch):
     new(grace=1)
     found, _ = study.load("widths", root)
-    study.take(found)  # by a worker that then is silent
-    trials = work(root, monkeypatch, [3.0, 4.0])
-    assert [trial.value for trial in trials.values()] == [4.0, 3.0]
+    study.take(found, but=())  # by a worker that then is silent
+    assert values(work(root, monkeypatch, [3.0, 4.0])) == [4.0, 3.0]
 
 
 def test_nothing_is_run_twice(root, monkeypatch):
     new(space=["z_dim=2,4"], trials=6)
     trials = work(root, monkeypatch, [3.0, 4.0])  # another training would have value 1
-    assert sorted({trial.value for trial in trials.values()}) == [3.0, 4.0]
+    assert sorted(set(values(trials))) == [3.0, 4.0]
 
 
-@pytest.mark.parametrize("end", [5.0, UnfitError("x", "y")])
-def test_a_worker_that_was_silent_for_too_long_changes_nothing(root, monkeypatch, end):
+ENDS = [5.0, UnfitError("x", "y"), StageError("x", "y"), UserError("x", "y")]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_worker_that_was_silent_for_too_long_does_not_change_a_finished_trial(
+    root, monkeypatch, end
+):
     new(space=["z_dim=2"])
     found, plan = study.load("widths", root)
-    trial = study.take(found)
+    trial = study.take(found, but=())
 
     def overtaken(name, plan, params, clone):
-        found.tell(trial.number, state=TrialState.FAIL)
-        if isinstance(end, UnfitError):
+        study.finish(found, trial, 4.0)
+        if isinstance(end, UserError):
             raise end
         return end
 
     monkeypatch.setattr(worker, "run_seeds", overtaken)
-    worker.run_trial(found, plan, experiment.open_clone(root, plan.baseline), trial)
-    trials = work(root, monkeypatch, [4.0])
-    assert [trial.value for trial in trials.values()] == [4.0]
+    before = signal.getsignal(signal.SIGTERM)
+    with suppress(UserError):
+        worker.run_trial(found, plan, experiment.open_clone(root, plan.baseline), trial)
+    assert signal.getsignal(signal.SIGTERM) == before or type(end) is UserError
+    signal.signal(signal.SIGTERM, before)
+    assert values(work(root, monkeypatch, [])) == [4.0]
 
 
-def test_a_trial_that_failed_without_a_reason_waits_again(root, monkeypatch):
-    """As after a worker that was killed, whenever that was."""
-    new()
+def test_a_late_result_counts_if_nobody_has_taken_the_trial_since(root, monkeypatch):
+    new(space=["z_dim=2"])
     found, _ = study.load("widths", root)
-    found.tell(study.take(found).number, state=TrialState.FAIL)
-    trials = work(root, monkeypatch, [3.0, 4.0])
-    assert [trial.value for trial in trials.values()] == [3.0, 4.0]
+    trial = study.take(found, but=())
+    study.give_back(found, trial._trial_id, "its worker was killed")
+    study.finish(found, trial, 5.0)
+    assert values(work(root, monkeypatch, [])) == [5.0]
 
 
 def test_workers_that_start_at_once_take_each_trial_once(root):
-    """Also those that failed and that all of them let wait again."""
     new(space=[f"z_dim={','.join(map(str, range(2, 42)))}"])
-    found, _ = study.load("widths", root)
-    for _ in range(10):
-        found.tell(study.take(found).number, state=TrialState.FAIL)
     barrier = Barrier(4)
 
     def take_all(_):
         mine, taken = study.load("widths", root)[0], []
         barrier.wait()
-        study.reopen(mine)
-        while trial := study.take(mine):
-            taken.append(study.first_of(mine.trials[trial.number]))
+        while trial := study.take(mine, but=()):
+            taken.append(trial.number)
         return taken
 
     with ThreadPoolExecutor(4) as pool:
@@ -291,13 +317,13 @@ def test_what_cannot_be_trained_with_is_not_drawn_and_run_again(root, monkeypatc
     new(space=["z_dim=2"], trials=3)
     ends = [UnfitError("widths-0000", "diverged")]
     trials = work(root, monkeypatch, ends)
-    assert [each.user_attrs["reason"] for each in trials.values()] == ["diverged"] * 3
+    assert [each.user_attrs["reason"] for each in trials] == ["diverged"] * 3
 
 
 def test_an_outage_of_the_store_does_not_end_the_heartbeats(root, monkeypatch):
     new()
     found, _ = study.load("widths", root)
-    trial = study.take(found)
+    trial = study.take(found, but=())
     beats = []
 
     def record(trial_id):
@@ -356,7 +382,7 @@ def test_the_value_is_of_the_epoch_whose_weights_the_model_has(repo, tmp_path, c
     [
         ("failed to run: python, exited with -9", UnfitError),
         ("params.yaml: learning_rate: diverged\nfailed to run: python, exited with 3", UnfitError),
-        ("a file: disk full\nfailed to run: python, exited with 2", UserError),
+        ("a file: disk full\nfailed to run: python, exited with 2", StageError),
         ("ERROR: unexpected error", UserError),
         ("", UserError),
     ],
@@ -365,8 +391,6 @@ def test_only_some_failures_are_due_to_the_parameters(output, kind):
     assert type(experiment.failure("x", output)) is kind
 
 
-def test_seeds_and_settings_are_what_dvc_gets(base):
+def test_each_run_of_a_trial_has_a_name_and_a_seed():
     plan = study.Plan("val/neg_elbo", "tpe", 240, 1, 2, {}, "", {})
     assert worker.seeds(plan) == [("-s1", {"seed": 1}), ("-s2", {"seed": 2})]
-    assert experiment.setting("conditional", True) == "conditional=true"
-    assert experiment.setting("learning_rate", 1e-05) == "learning_rate=1e-05"

@@ -112,11 +112,14 @@ def test_two_clones_give_the_bytes_of_one_serial_grid(repro_repo, tmp_path, seri
 def test_a_killed_worker_costs_no_trial_and_none_is_double(team, serial):
     repo = team.first
     sweep(repo, "new", "grid", GRID, "--grace", "4")
-    for trial, moment in (("grid-0001", "Running stage 'train'"), ("grid-0002", "Ran experiment")):
-        worker = start(repo)
-        wait_until(repo, trial, moment)
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
+    worker = start(repo)
+    wait_until(repo, "grid-0001", "Running stage 'train'")
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.communicate()
+    worker = start(repo, "grid", "--jobs", "2")
+    wait_until(repo, "grid-0002", "Ran experiment")
+    worker.kill()  # its jobs, their DVC and their stages have its output, and end with it
+    worker.communicate(timeout=20)
     output = sweep(repo, "work", "grid")
     assert "grid is complete, 0 trials failed" in output
     assert trees(repo) == serial and team.published() == set(serial)
@@ -187,9 +190,12 @@ def test_an_experiment_of_an_earlier_sweep_is_not_taken_for_another(team):
     assert not team.published()
 
 
-def test_divergence_is_a_result(team):
-    sweep(team.first, "new", "grid", "learning_rate=1", "h_layers=8", "z_dim=2,3")
-    sweep(team.first, "work", "grid", "--jobs", "2")
+def test_divergence_is_a_result_and_another_failure_of_a_stage_is_tried_again(team):
+    words = ("learning_rate=1", "h_layers=8", "precision=tf32,float32")
+    sweep(team.first, "new", "grid", *words)
+    output = sweep(team.first, "work", "grid", "--jobs", "2", ok=False)
+    assert "grid-0000: params.yaml: precision: tf32 needs a CUDA device" in output
+    assert "1 trials are left" in output
     shown = sweep(team.first, "show", "grid")
-    assert shown.startswith("2 fail\n")
     assert "failed: grid-0001: params.yaml: learning_rate: the loss in epoch" in shown
+    assert "grid-0000: params.yaml: precision: tf32 needs a CUDA device" in shown

@@ -24,14 +24,14 @@ from pipeline.params import Params, check_params, parse_yaml
 from pipeline.paths import CLASSIFIER, DATASET, DVC_LOCK, HISTORY, MODEL, PARAMS, PER_IMAGE
 from pipeline.runtime.git import git
 
-# `dvc`, but it ends with the worker: an orphan would run a trial beside whoever takes it next. It
-# waits while other jobs of this clone hold DVC's lock.
-DVC = """import sys
+# A module of Python that ends with this process: an orphan would run a trial beside whoever takes
+# it next.
+CHILD = """import runpy, sys
 from pipeline.errors import die_with_parent
-if sys.platform == "linux":
-    die_with_parent(int(sys.argv[1]))
-from dvc.cli import main
-sys.exit(main(["--wait-for-lock", *sys.argv[2:]]))"""
+_, parent, module, *words = sys.argv
+die_with_parent(int(parent))
+sys.argv = [module, *words]
+runpy.run_module(module, run_name="__main__", alter_sys=True)"""
 DATA = (DATASET, CLASSIFIER)  # of all experiments
 CACHED = (*DATA, MODEL, PER_IMAGE)
 RESULTS = (":!dvc.lock", ":!reports", f":!{PARAMS}")
@@ -42,7 +42,15 @@ def trial_name(sweep: str, number: int) -> str:
     return f"{sweep}-{number:04}"
 
 
-class UnfitError(UserError):
+class StageError(UserError):
+    """A stage of the experiment failed."""
+
+    def __init__(self, subject: object, reason: str) -> None:
+        super().__init__(subject, reason)
+        self.reason = reason
+
+
+class UnfitError(StageError):
     """The parameters cannot be trained with: the training diverged, or memory ran out."""
 
 
@@ -78,7 +86,10 @@ class Clone:
             self._fetch([name])
         elif not self.has(name):
             require_clean(self.root)
-            execute(name, params, self.root)
+            output = execute(name, params, self.root)
+            # DVC's exit status may be that of another one, which was left in its queue.
+            if not self.has(name):
+                raise failure(name, output)
 
     def published(self, names: Iterable[str]) -> list[str]:
         """Those of the names that the git remote has."""
@@ -106,6 +117,8 @@ class Clone:
         present = [self.ref(name) for name in names if self.has(name)]
         if self.remote and present:
             dvc("fetch", self.root, revs=present, workspace=False)
+            for ref in present:
+                require_cached(CACHED, self.file(ref, DVC_LOCK), self.root)
         return len(present)
 
     def _fetch(self, names: list[str]) -> None:
@@ -157,7 +170,8 @@ def require_clean(root: Path) -> None:
         changed = git("status", "--porcelain", "--untracked-files=no", at=root)
     if changed:
         name = changed.split()[1]
-        raise UserError(name, "differs from the commit; commit it, or `git stash`")
+        advice = "`git stash`, also after a kill, or commit it"
+        raise UserError(name, f"differs from the commit; {advice}")
 
 
 def require_data(clone: Clone) -> None:
@@ -183,16 +197,27 @@ def require_cached(paths: Iterable[Path], lock: str, root: Path) -> None:
                 raise UserError(path, f"is not in DVC's cache; {advice}")
 
 
-def execute(name: str, params: Mapping[str, Any], root: Path) -> None:
-    """Run the experiment in a folder of its own. What it prints goes to a file."""
-    settings = [word for item in params.items() for word in ("-S", setting(*item))]
+def child(module: str, *words: str) -> list[str]:
+    """The command of a child process that ends with this one."""
+    return [sys.executable, "-c", CHILD, str(os.getpid()), module, *words]
+
+
+def execute(name: str, params: Mapping[str, Any], root: Path) -> str:
+    """Run the experiment in a folder of its own; return what it has printed, also in a file."""
+    settings = [word for item in params.items() for word in ("-S", "=".join(map(str, item)))]
     output = root / ".dvc" / "tmp" / "sweeps" / f"{name}.log"
     output.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", DVC, str(os.getpid()), "exp", "run", "--temp", "-n", name]
-    env = {**os.environ, "PYTHONSAFEPATH": ""}
+    # It waits while other jobs of this clone hold DVC's lock.
+    command = child("dvc", "--wait-for-lock", "exp", "run", "--temp", "-n", name, *settings)
+    env = {
+        **os.environ,
+        "PYTHONSAFEPATH": "",
+        "DVC_EXP_AUTO_PUSH": "false",  # it would push the name before the files
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
     with (
         output.open("wb") as file,
-        subprocess.Popen([*command, *settings], cwd=root, env=env, stdout=file, stderr=file) as run,
+        subprocess.Popen(command, cwd=root, env=env, stdout=file, stderr=file) as run,
     ):
         try:
             run.wait()
@@ -202,13 +227,7 @@ def execute(name: str, params: Mapping[str, Any], root: Path) -> None:
                 run.wait(timeout=5)
             run.kill()
             raise
-    if run.returncode:
-        raise failure(name, output.read_text(encoding="utf-8", errors="replace"))
-
-
-def setting(key: str, value: object) -> str:
-    """KEY=VALUE for -S of DVC."""
-    return f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+    return output.read_text(encoding="utf-8", errors="replace")
 
 
 def dvc(action: str, root: Path, **options: Any) -> Any:
@@ -228,5 +247,7 @@ def failure(name: str, output: str) -> UserError:
         lines = [line for line in lines if not line.endswith(status[0])]
     if status and int(status[1]) == -signal.SIGKILL:
         return UnfitError(name, "a stage was killed, as the kernel does when memory runs out")
-    kind = UnfitError if status and int(status[1]) == UNFIT else UserError
-    return kind(name, lines[-1].removeprefix("ERROR: ").strip())
+    reason = lines[-1].removeprefix("ERROR: ").strip()
+    if status is None:
+        return UserError(name, reason)
+    return (UnfitError if int(status[1]) == UNFIT else StageError)(name, reason)

@@ -10,7 +10,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from pipeline.commands.sweeps.experiment import trial_name
-from pipeline.commands.sweeps.study import REASON, SAME_AS, Plan
+from pipeline.commands.sweeps.study import ERROR, REASON, SAME_AS, Plan
 
 SHOWN = 20  # the best trials in the terminal
 
@@ -21,17 +21,17 @@ def table(study: Study, plan: Plan) -> str:
     trials.columns = trials.columns.str.removeprefix("params_").str.removeprefix("user_attrs_")
     trials.index = pd.Index(trial_name(study.study_name, each) for each in trials["number"])
     shown = ["value", *plan.space, "worker"]
-    trials = trials.reindex(columns=["state", *shown, "cpu", REASON, SAME_AS])
+    trials = trials.reindex(columns=["state", *shown, "cpu", REASON, ERROR, SAME_AS])
     counts = trials["state"].str.lower().value_counts()
     lines = [", ".join(f"{count} {state}" for state, count in counts.items())]
     done = trials[(trials["state"] == "COMPLETE") & trials[SAME_AS].isna()]
     if len(done):
         best = done.sort_values("value").head(SHOWN)[shown].rename(columns={"value": plan.minimize})
-        lines.append(best.to_string(float_format="{:.5g}".format))
-    reasons = trials[REASON].fillna("its worker ended; `sweep work` tries again")
-    lines += [
-        f"failed: {name}: {reasons[name]}" for name in trials.index[trials["state"] == "FAIL"]
-    ]
+        lines.append(best.convert_dtypes().to_string(float_format="{:.6g}".format))
+    failed, waiting = (trials["state"] == state for state in ("FAIL", "WAITING"))
+    lines += [f"failed: {name}: {text}" for name, text in trials.loc[failed, REASON].items()]
+    errors = trials.loc[waiting, ERROR].dropna()
+    lines += [f"tried again by `sweep work`: {name}: {text}" for name, text in errors.items()]
     if len(cpus := done["cpu"].unique()) > 1:
         lines.append(f"note: results of {' and '.join(cpus)} differ by rounding")
     if weights := importances(study, plan):

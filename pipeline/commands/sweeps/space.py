@@ -22,17 +22,11 @@ Space = dict[str, BaseDistribution]
 RANGE = re.compile(r"(?P<low>[^,]*[^,.])\.\.(?P<high>[^,.:][^,:]*)(?P<log>:log)?")
 LIMITS = "LOW..HIGH[:log]"
 MOST = 10_000  # trials of a grid
-# One study is about one dataset, whose classifier all its trials share, on one kind of device.
-FIXED = {
-    "dataset": "is the same in all trials of a sweep; edit params.yaml, `dvc repro`, and commit",
-    "likelihood": "decides what is measured, so trials would not compare",
-    "binarize": "decides what is measured, so trials would not compare",
-    "device": "changes no result; set it in params.yaml",
-    "sample_every": "changes no result; set it in params.yaml",
-    "eval_samples": "decides how results are measured, so trials would not compare",
-    "eval_proposal_scale": "decides how results are measured, so trials would not compare",
-    "val_size": "decides what is measured, so trials would not compare",
-}
+# One study is about one dataset, whose classifier all its trials share, measured in one way.
+FIXED = (
+    "dataset", "val_size", "binarize", "likelihood", "eval_samples", "eval_proposal_scale",
+    "device", "sample_every",
+)  # fmt: skip
 
 
 def parse(words: Sequence[str], base: Params) -> Space:
@@ -45,7 +39,8 @@ def parse(words: Sequence[str], base: Params) -> Space:
         if key not in Params.model_fields:
             raise UserError(repr(key), "is not a parameter of params.yaml")
         if key in FIXED:
-            raise UserError(f"sweep: {key}", FIXED[key])
+            message = "is the same in all trials, which would not compare, or changes no result"
+            raise UserError(f"sweep: {key}", message)
         if key in space:
             raise UserError(f"sweep: {key}", "is given twice")
         match = RANGE.fullmatch(text)
@@ -101,15 +96,7 @@ def checked(base: Params, changes: Mapping[str, object]) -> Params:
 
 def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """The parameters of a trial."""
-    params: dict[str, Any] = {}
-    for key, each in space.items():
-        if isinstance(each, CategoricalDistribution):
-            params[key] = trial.suggest_categorical(key, each.choices)
-        elif isinstance(each, IntDistribution):
-            params[key] = trial.suggest_int(key, each.low, each.high, log=each.log)
-        elif isinstance(each, FloatDistribution):
-            params[key] = trial.suggest_float(key, each.low, each.high, log=each.log)
-    return params
+    return {key: trial._suggest(key, each) for key, each in space.items()}
 
 
 def _values(key: str, text: str, base: Params) -> BaseDistribution:

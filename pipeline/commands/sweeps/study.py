@@ -1,15 +1,15 @@
 """The study of a sweep, in Optuna's store: what it is about, and its trials.
 
 Every trial is in the store, waiting, before the first worker starts, and a worker takes one in a
-transaction. A trial ends with a value or with a reason; one that has failed without a reason (its
-worker was killed, a remote did not answer) waits again, as a new trial with the same parameters.
+transaction. A trial ends with a value or, failed, with a reason; any other (its worker was killed,
+a remote did not answer) waits again, with the parameters that were drawn.
 """
 
 import os
 import re
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from optuna.exceptions import (
     StorageInternalError,
     UpdateFinishedTrialError,
 )
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Connection, event
@@ -34,9 +34,10 @@ from pipeline.errors import UserError
 from pipeline.runtime.fingerprint import LIBRARIES
 from pipeline.runtime.git import git
 
-FIRST = "failed_trial"  # Optuna's name for the number of the trial that one repeats
 REASON = "reason"  # why the parameters cannot be trained with
-SAME_AS = "same as"  # number of an earlier configuration with the same parameters
+ERROR = "error"  # why it waits again, if a worker could say it
+TAKEN = "taken"  # how often
+SAME_AS = "same as"  # number of an earlier trial with the same parameters
 NAME = r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*"
 
 # ImportError: of the driver of a database.
@@ -46,7 +47,6 @@ SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomS
 # What Optuna calls experimental is in it since 2021.
 warnings.simplefilter("ignore", ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-repeat = RetryHeartbeatStaleTrialCallback()  # adds a trial that waits, with the same parameters
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def create(name: str, plan: Plan, trials: Sequence[Mapping[str, Any]], root: Pat
     if different := [key for key, value in asdict(plan).items() if earlier[key] != value]:
         raise UserError(name, f"exists, with different {different[0]}; choose another name")
     study.set_user_attr("plan", asdict(plan))
-    for params in trials[len(latest(study)) :]:
+    for params in trials[len(study.trials) :]:
         study.enqueue_trial(dict(params))
 
 
@@ -115,7 +115,7 @@ def load(name: str, root: Path) -> tuple[Study, Plan]:
         raise UserError(repr(name), message)
     study = optuna.load_study(study_name=name, storage=storage)
     planned = study.user_attrs.get("plan")
-    if planned is None or len(latest(study)) < planned["trials"]:
+    if planned is None or len(study.trials) < planned["trials"]:
         raise UserError(name, "was not planned to the end; run the same `sweep new` again")
     plan = Plan(**planned)
     storage, sampler = _storage(root, plan.grace), SAMPLERS[plan.sampler]()
@@ -161,56 +161,58 @@ def store_errors() -> Iterator[None]:
         raise UserError("optuna", words) from error
 
 
-def take(study: Study) -> Trial | None:
-    """A trial that waited, now this worker's; None if none waits.
+def take(study: Study, but: Collection[int]) -> Trial | None:
+    """A trial that waited, now this worker's; None if none waits but those with these numbers.
 
-    Optuna passes over a running trial that never had a heartbeat, so it gets the first one before.
+    One that others have taken before comes last: it may have ended them.
     """
-    storage = study._storage
-    for trial in latest(study).values():
-        if trial.state != TrialState.WAITING:
-            continue
-        storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
-        with suppress(UpdateFinishedTrialError):
-            if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                return Trial(study, trial._trial_id)
+    waiting = [trial for trial in open_trials(study) if trial.state == TrialState.WAITING]
+    for trial in sorted(waiting, key=lambda trial: trial.user_attrs.get(TAKEN, 0)):
+        if trial.number not in but and _take(study, trial):
+            return Trial(study, trial._trial_id)
     return None
 
 
-def reopen(study: Study) -> None:
-    """Let the trials of killed workers wait again, and others that failed without a reason.
+def _take(study: Study, trial: FrozenTrial) -> bool:
+    storage, number = study._storage, trial._trial_id
+    # Optuna never calls a trial stale that has had no heartbeat, so it gets the first one before.
+    storage.record_heartbeat(number)  # type: ignore[attr-defined]
+    try:
+        taken = storage.set_trial_state_values(number, TrialState.RUNNING)
+    except UpdateFinishedTrialError:
+        return False
+    if taken:
+        storage.set_trial_user_attr(number, TAKEN, trial.user_attrs.get(TAKEN, 0) + 1)
+    return taken
 
-    Workers that do so at once add several trials of one configuration; one of them is taken.
+
+def give_back(study: Study, trial_id: int, error: str) -> None:
+    """Let a trial wait again, unless it has been finished by another worker."""
+    with suppress(UpdateFinishedTrialError):
+        study._storage.set_trial_user_attr(trial_id, ERROR, error)
+        study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+
+def finish(study: Study, trial: Trial, value: float | None) -> None:
+    """Report a trial: its value, or that it has failed.
+
+    Unlike Optuna's `tell` also if it waits again, because this worker was silent for too long.
     """
-    fail_stale_trials(study)
-    for trial in latest(study).values():
-        if trial.state == TrialState.FAIL and is_left(trial):
-            repeat(study, trial)
+    state = TrialState.FAIL if value is None else TrialState.COMPLETE
+    values = None if value is None else [value]
+    study._storage.set_trial_state_values(trial._trial_id, state, values)
 
 
-def is_left(trial: FrozenTrial) -> bool:
-    """Whether it has neither a value nor a reason why there is none."""
-    failed = trial.state == TrialState.FAIL and REASON not in trial.user_attrs
-    return failed or not trial.state.is_finished()
+def reopen(study: Study) -> None:
+    """Give back the trials of killed workers.
+
+    Two workers that do so within the same milliseconds may both have it then. They compute the same
+    bytes, and the name of the experiment is published once.
+    """
+    for trial_id in study._storage._get_stale_trial_ids(study._study_id):  # type: ignore[attr-defined]
+        give_back(study, trial_id, "its worker was killed")
 
 
-def first_of(trial: FrozenTrial) -> int:
-    """The number of the configuration: that of its first trial."""
-    return int(trial.system_attrs.get(FIRST, trial.number))
-
-
-def latest(study: Study) -> dict[int, FrozenTrial]:
-    """The finished, running or last trial of each configuration, by the number of its first."""
-    found: dict[int, FrozenTrial] = {}
-    for trial in study.get_trials(deepcopy=False):
-        known = found.get(first_of(trial))
-        if known is None or known.state not in (TrialState.COMPLETE, TrialState.RUNNING):
-            found[first_of(trial)] = trial
-    return found
-
-
-def results(study: Study) -> Study:
-    """The study in memory, with one trial per configuration: that of `latest`, renumbered."""
-    copy = optuna.create_study(study_name=study.study_name)
-    copy.add_trials(latest(study).values())
-    return copy
+def open_trials(study: Study) -> list[FrozenTrial]:
+    """Those that wait or run."""
+    return study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))

@@ -15,19 +15,19 @@ from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import Trial
 
 from pipeline.commands.sweeps import experiment
-from pipeline.commands.sweeps.experiment import Clone, UnfitError
+from pipeline.commands.sweeps.experiment import Clone, StageError, UnfitError
 from pipeline.commands.sweeps.space import checked, suggest
 from pipeline.commands.sweeps.study import (
     REASON,
     SAME_AS,
     STORE_ERRORS,
     Plan,
-    first_of,
-    is_left,
-    latest,
+    finish,
+    give_back,
+    open_trials,
     reopen,
     take,
 )
@@ -35,17 +35,33 @@ from pipeline.errors import UserError
 from pipeline.tracking import run_note
 
 POLL_SECONDS = 2.0
+FAILURES = 3  # trials in a row whose stages fail: it is the machine's fault, a full disk, say
 
 
 def run_trials(study: Study, plan: Plan, clone: Clone, progress: Callable[[], None]) -> None:
-    """Run trials until none is open. Waits for those of other workers: one may be killed."""
+    """Run trials until none is open. Waits for those of other workers: one may be killed.
+
+    A trial of which a stage fails here is left to others. Raises UserError at the end if it is
+    still open, and at once after FAILURES in a row.
+    """
+    failed: dict[int, UserError] = {}
+    in_a_row = 0
     while True:
         reopen(study)
         progress()
-        if trial := take(study):
-            run_trial(study, plan, clone, trial)
-        elif any(map(is_left, latest(study).values())):
+        if trial := take(study, but=failed):
+            in_a_row += 1
+            try:
+                run_trial(study, plan, clone, trial)
+                in_a_row = 0
+            except StageError as error:
+                failed[trial.number] = error
+                if in_a_row == FAILURES:
+                    raise
+        elif any(each.number not in failed for each in open_trials(study)):
             time.sleep(POLL_SECONDS)
+        elif left := [failed[each.number] for each in open_trials(study)]:
+            raise left[0]
         else:
             return
 
@@ -53,20 +69,23 @@ def run_trials(study: Study, plan: Plan, clone: Clone, progress: Callable[[], No
 def run_trial(study: Study, plan: Plan, clone: Clone, trial: Trial) -> None:
     """Run a trial and report its value, or the reason why there is none.
 
-    Another worker may have taken it meanwhile, if this one was silent for too long.
+    Another worker may have finished it meanwhile, if this one was silent for too long.
     """
     with heartbeat(study, trial, plan.grace / 4), suppress(UpdateFinishedTrialError):
         try:
-            value = evaluate(study, plan, clone, trial)
-        except UnfitError as error:
-            trial.set_user_attr(REASON, str(error).partition(": ")[2])
-            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        except BaseException:  # not the parameters' fault
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of --jobs, after the terminal's Ctrl-C
-            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            finish(study, trial, evaluate(study, plan, clone, trial))
+        except UpdateFinishedTrialError:
             raise
-        else:
-            study.tell(trial, value, skip_if_finished=True)
+        except UnfitError as error:
+            trial.set_user_attr(REASON, error.reason)
+            finish(study, trial, None)
+        except StageError as error:
+            give_back(study, trial._trial_id, error.reason)
+            raise
+        except BaseException as error:  # not the parameters' fault
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of --jobs, after the terminal's Ctrl-C
+            give_back(study, trial._trial_id, str(error) or "its worker was stopped")
+            raise
 
 
 @contextmanager
@@ -94,15 +113,13 @@ def evaluate(study: Study, plan: Plan, clone: Clone, trial: Trial) -> float:
     params = suggest(trial, plan.distributions())
     trial.set_user_attr("worker", socket.gethostname())
     trial.set_user_attr("cpu", run_note.cpu())
-    frozen = study._storage.get_trial(trial._trial_id)
-    for number, other in latest(study).items():
+    for other in study.get_trials(deepcopy=False):
         if other.params == params and REASON in other.user_attrs:
             raise UnfitError(study.study_name, other.user_attrs[REASON])
         if other.params == params and other.value is not None:
-            trial.set_user_attr(SAME_AS, number)
+            trial.set_user_attr(SAME_AS, other.number)
             return other.value
-    name = experiment.trial_name(study.study_name, first_of(frozen))
-    return run_seeds(name, plan, params, clone)
+    return run_seeds(experiment.trial_name(study.study_name, trial.number), plan, params, clone)
 
 
 def run_seeds(name: str, plan: Plan, params: dict[str, Any], clone: Clone) -> float:
