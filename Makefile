@@ -71,7 +71,7 @@ bench: setup    ## measure the speed on this machine, into reports/benchmarks/; 
 	"$(VENV)/bin/python" -m benchmarks.run $(ROUNDS)
 
 bench-gpu: setup  ## the same for a GPU: bits, kernels, time; less than ten minutes
-	"$(VENV)/bin/python" -m benchmarks.run training gpu
+	"$(VENV)/bin/python" -m benchmarks.run gpu training
 
 tables: setup   ## execute published configurations and write docs/results.md; hours
 	"$(VENV)/bin/python" -m benchmarks.tables $(TABLES)

@@ -15,8 +15,14 @@ from typing import Any
 
 import torch
 
+from pipeline.data.datasets import Split
+from pipeline.model.network import Architecture
+from pipeline.model.vae import VAE, new_vae
+from pipeline.params import load_params
+
 ROOT = Path(__file__).parents[1]
 RAW = ROOT / "data" / "raw"  # where torchvision finds MNIST
+PARAMS = load_params(ROOT / "params.yaml")
 LIBRARIES = ("dvc", "mlflow", "numpy", "torch")
 OUTPUTS = ("data/dataset.safetensors", "data/classifier.safetensors", "reports/classifier.json")
 
@@ -120,3 +126,17 @@ def execute(folder: Path, *command: str) -> float:
 def rounds_from(arguments: Sequence[str], default: int) -> int:
     """The first argument of a benchmark."""
     return int(arguments[1]) if len(arguments) > 1 else default
+
+
+def default_model(split: Split, seed: int = PARAMS.seed) -> VAE:
+    """The default model for the images of a split, on their device."""
+    architecture = Architecture(
+        network=PARAMS.network,
+        likelihood=PARAMS.likelihood,
+        image_shape=split.image_shape,
+        z_dim=PARAMS.z_dim,
+        h_dim=PARAMS.h_dim,
+        h_layers=PARAMS.h_layers,
+        activation=PARAMS.activation,
+    )
+    return new_vae(architecture, seed).to(split.images.device)

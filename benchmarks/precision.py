@@ -8,8 +8,7 @@ import json
 import statistics
 import sys
 
-from benchmarks.measure import ROOT, hardware, rounds_from
-from benchmarks.training import PARAMS, default_model
+from benchmarks.measure import PARAMS, ROOT, default_model, hardware, rounds_from
 from pipeline.data.datasets import Split, hold_out, load_split
 from pipeline.evaluation.bounds import elbo
 from pipeline.paths import DATASET

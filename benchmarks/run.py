@@ -30,11 +30,14 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     """Run a benchmark, show what it prints, and return the JSON of its last line."""
     count = ROUNDS[name] * (1 if name in EPOCHS else rounds)
     command = [sys.executable, "-m", f"benchmarks.{name}", str(count)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
+    last = ""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            if last:
+                print(f"{name}: {last}", flush=True)
+            last = line.rstrip()
+    if process.returncode:
         sys.exit(f"benchmarks: {name} failed")
-    *lines, last = done.stdout.splitlines()
-    print("\n".join(f"{name}: {line}" for line in lines), flush=True)
     record: dict[str, Any] = json.loads(last)
     return record
 

@@ -22,12 +22,20 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.baseline import epochs
-from benchmarks.measure import RAW, ROOT, hardware, ratios, rounds_from, spread, turns
+from benchmarks.measure import (
+    PARAMS,
+    RAW,
+    ROOT,
+    default_model,
+    hardware,
+    ratios,
+    rounds_from,
+    spread,
+    turns,
+)
 from pipeline.data.datasets import Split, hold_out, load_split
-from pipeline.model.network import Architecture, to_batch
+from pipeline.model.network import to_batch
 from pipeline.model.objective import elbo_terms
-from pipeline.model.vae import VAE, new_vae
-from pipeline.params import load_params
 from pipeline.paths import DATASET
 from pipeline.runtime.device import prepare_device
 from pipeline.training.accelerated.layers import Rows
@@ -35,22 +43,6 @@ from pipeline.training.accelerated.perceptron import PerceptronGradient
 from pipeline.training.fit import fit
 from pipeline.training.gradient import MAX_THREADS
 from pipeline.training.optimizer import Optimizer
-
-PARAMS = load_params(ROOT / "params.yaml")
-
-
-def default_model(split: Split, seed: int = PARAMS.seed) -> VAE:
-    """The default model for the images of a split, on their device."""
-    architecture = Architecture(
-        network=PARAMS.network,
-        likelihood=PARAMS.likelihood,
-        image_shape=split.image_shape,
-        z_dim=PARAMS.z_dim,
-        h_dim=PARAMS.h_dim,
-        h_layers=PARAMS.h_layers,
-        activation=PARAMS.activation,
-    )
-    return new_vae(architecture, seed).to(split.images.device)
 
 
 def autograd_epochs(split: Split) -> Iterator[float]:

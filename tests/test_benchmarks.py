@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_model_of_the_script_is_the_default_model(small_train):
-    script, model = baseline.Baseline(), training.default_model(small_train)
+    script, model = baseline.Baseline(), measure.default_model(small_train)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in script.parameters()) == count
 
@@ -52,7 +52,7 @@ def test_ratios_are_taken_round_by_round():
 
 def test_both_ways_to_evaluate_estimate_the_same(workplace, small_train, monkeypatch, capsys):
     set_params(workplace, {"eval_samples": 200})
-    save_vae(training.default_model(hold_out(small_train, 0)[0]), MODEL, {})
+    save_vae(measure.default_model(hold_out(small_train, 0)[0]), MODEL, {})
     settings = {"ROOT": workplace, "IMAGES": 20, "USUAL": 200, "MANY": 300, "MOST": 400}
     for name, value in settings.items():
         monkeypatch.setattr(evaluation, name, value)

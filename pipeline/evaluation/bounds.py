@@ -22,7 +22,7 @@ from pipeline.evaluation.reconstruction import Recons
 from pipeline.model.network import Posterior, to_batch
 from pipeline.model.objective import ElboTerms, draw, elbo_terms
 from pipeline.model.vae import VAE
-from pipeline.runtime.device import one_thread, pinned
+from pipeline.runtime.device import one_thread, pinned, send
 from pipeline.runtime.finite import check_finite
 from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal
 
@@ -99,11 +99,11 @@ def nll_bounds(
     step = min(max(1, DRAWS[device.type] // num_samples), MAX_IMAGES)
 
     def compute(first: int) -> NllBounds:
+        images = range(first, min(first + step, len(split.images)))
         chosen = slice(first, first + step)
+        # First of all: a GPU is still busy, and the images wait for it.
+        eps = send(pinned(importance.noise(num_samples, model.z_dim, images), device), device)
         gray, binary = (to_batch(of[chosen], device) for of in (split, binary_split))
-        images = range(first, first + len(gray.x))
-        drawn = pinned(importance.noise(num_samples, model.z_dim, images), device)
-        eps = drawn.to(device, non_blocking=True)
         gray = importance.draw_labels(model, gray, num_samples, images)
         binary = binary._replace(y=gray.y)
         if torch.equal(gray.x, binary.x):

@@ -46,7 +46,8 @@ def elbo_terms(
     kl = cost = prior.kl(posterior, z, eps)
     if free_bits:
         per_dimension = prior.kl_per_dimension(posterior, z, eps)
-        floor = per_dimension.new_tensor(free_bits)
+        # Made on the device: a CUDA graph cannot contain a copy from the CPU.
+        floor = per_dimension.new_full((), free_bits)
         cost = torch.where(per_dimension.mean(dim=0) > floor, per_dimension, floor).sum(dim=-1)
     constant = model.label_nats
     return ElboTerms(recon, kl + constant, loss=recon + beta * cost + constant)

@@ -35,7 +35,7 @@ def running_experiments() -> int:
 
 
 def reserve_gpu(gpus: Sequence[str], jobs: int) -> int:
-    """The index of a GPU with fewer than `jobs` experiments, the fewest; waits for one.
+    """The index of a GPU with fewer than `jobs` experiments; waits for one.
 
     gpus: unique names.
     """

@@ -14,10 +14,10 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.runtime.cores import reserve_gpu
 
-DRIVER = Path("/dev/nvidia0")  # exists where the system has an NVIDIA GPU
+DRIVER = Path("/dev/nvidiactl")  # exists where the system has an NVIDIA GPU
 KEY = "params.yaml: device"
 # Memory of a GPU for each experiment that runs on it: several times what the default one needs.
-BYTES_PER_JOB = 16 << 30
+BYTES_PER_JOB = 16 * 10**9
 
 
 def prepare_device(name: str) -> torch.device:
@@ -35,7 +35,10 @@ def prepare_device(name: str) -> torch.device:
     best = "cuda" if gpus else "cpu"
     device = torch.device(best if name == "auto" else name)
     if (device.index or 0) >= counts[device.type]:
-        message = f"this machine has no device {name}; use `device: auto` for the best it has"
+        built = (
+            "" if torch.version.cuda or torch.version.hip else ", or PyTorch is built without it"
+        )
+        message = f"this machine has no device {name}{built}; `device: auto` is the best it has"
         raise UserError(KEY, message)
     return _prepare_gpu(device.index, gpus) if device.type == "cuda" else device
 
@@ -52,8 +55,13 @@ def device_name(device: torch.device) -> str:
 
 
 def pinned(values: Tensor, device: torch.device) -> Tensor:
-    """The same values in memory from which a GPU can copy while the CPU goes on."""
+    """The same values in memory from which CUDA can copy while the CPU goes on."""
     return values.pin_memory() if device.type == "cuda" else values
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device; from memory that is `pinned` without waiting for it."""
+    return values.to(device, non_blocking=values.is_pinned())
 
 
 @contextmanager
@@ -89,14 +97,13 @@ one_thread = functools.partial(limited_threads, 1)
 
 
 def _refusal() -> str | None:
-    """PyTorch's words about an NVIDIA GPU that it cannot use; None without one, or if hidden."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or torch.version.cuda is None or not DRIVER.exists():
+    """PyTorch's words about an NVIDIA driver that it cannot use, if there is one."""
+    if torch.version.cuda is None or not DRIVER.exists():
         return None
     try:
         torch.cuda.init()
     except RuntimeError as error:
-        return _first_line(error)
+        return _first_line(error) if "driver" in str(error) else None
     return None
 
 
@@ -116,8 +123,10 @@ def _prepare_gpu(index: int | None, count: int) -> torch.device:
     jobs = jobs_per_gpu(min(gpus[i].total_memory for i in allowed))
     reserved = allowed[reserve_gpu([str(gpus[i].uuid) for i in allowed], jobs)]
     device = torch.device("cuda", reserved)
-    torch.cuda.set_device(device)
     try:
+        torch.cuda.set_device(device)
+        # Whether a training fits must not depend on what runs beside it.
+        torch.cuda.set_per_process_memory_fraction(1 / jobs)
         torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:  # no code for a GPU of this age, say
         reason = f"cannot use {gpus[reserved].name}: {_first_line(error)}"

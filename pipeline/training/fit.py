@@ -3,7 +3,7 @@
 An epoch depends on the weights, Adam's moments and its own number alone, so a resumed training ends
 in the same bits as one that was not interrupted. The dataset stays on the device as bytes. The
 order and noise of an epoch are drawn before it starts, and nothing is read back before its end, so
-a GPU never waits for the CPU.
+a GPU does not wait for the CPU within an epoch.
 """
 
 import copy
@@ -19,7 +19,7 @@ from pipeline.data.datasets import Split, above, thresholds, to_unit
 from pipeline.model.network import Batch, to_batch
 from pipeline.model.objective import NEG_ELBO, ElboTerms, Objective, elbo_terms
 from pipeline.model.vae import VAE
-from pipeline.runtime.device import float32_products, limited_threads, one_thread, pinned
+from pipeline.runtime.device import float32_products, limited_threads, one_thread, pinned, send
 from pipeline.runtime.finite import DivergenceError, check_finite
 from pipeline.runtime.randomness import PROTOCOL_SEED, permutation, seeded, standard_normal
 from pipeline.training.best_epoch import BestEpoch
@@ -30,6 +30,7 @@ VALIDATION_BATCH = 1000
 # Steps at a time, at most. On a GPU they are one graph, whose memory grows with them, and what the
 # history needs is computed for all of their images. On a CPU a batch stays in the caches.
 STEPS = {"cpu": 1, "cuda": 512, "mps": 512}
+PIXELS = 1 << 26  # at a time, at most: 268 MB as float32, of which a graph has about five
 TERMS = (*(field for field in ElboTerms._fields if field != "loss"), "neg_elbo")
 
 Record = dict[str, float]
@@ -73,7 +74,8 @@ def fit(
     gradient = _choose_gradient(optimizer, objective, train, batch_size, report)
     steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
     shuffled = torch.empty_like(train.images)
-    part_size = batch_size * STEPS[device.type]
+    most = PIXELS // (batch_size * train.images.shape[1])
+    part_size = batch_size * max(1, min(STEPS[device.type], most))
     for epoch in epochs:
         if best.stops(epoch - 1):
             reason = f"no better validation for {best.patience} epochs"
@@ -81,7 +83,7 @@ def fit(
             return
         rate = optimizer.begin_epoch(epoch)
         gradient.kl_weight.fill_(objective.kl_weight(epoch))
-        order, eps, limits = (each.to(device, non_blocking=True) for each in (order, eps, limits))
+        order, eps, limits = (send(each, device) for each in (order, eps, limits))
         _shuffle(train.images, limits, order, shuffled)
         data = (shuffled, train.labels[order], eps)
         parts = zip(*(tensor.split(part_size) for tensor in data), strict=True)

@@ -55,9 +55,8 @@ class Optimizer:
         self._learning_rate = learning_rate
         self._rate: float | Tensor = learning_rate
         if lr_schedule != "constant":
-            # A graph reads a tensor at every launch, on CUDA as float32; a number stays what it was
-            # when the graph was recorded.
-            dtype = torch.float32 if model.device.type == "cuda" else torch.float64
+            # A graph reads a tensor at every launch, as float32; a number stays as it was recorded.
+            dtype = torch.float64 if model.device.type == "cpu" else torch.float32
             self._rate = torch.tensor(learning_rate, dtype=dtype, device=model.device)
         weights = list(model.parameters())
         self._moments = {

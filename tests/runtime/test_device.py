@@ -6,7 +6,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.runtime import device
-from pipeline.runtime.device import float32_products, jobs_per_gpu, prepare_device
+from pipeline.runtime.device import float32_products, jobs_per_gpu, pinned, prepare_device, send
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +28,10 @@ def test_auto_is_cuda_if_there_is_a_gpu():
 @pytest.mark.parametrize("name", ["auto", "cuda", "cuda:1"])
 def test_a_gpu_that_pytorch_cannot_use_is_reported_in_its_words(monkeypatch, tmp_path, name):
     """Never a silent run on the CPU, unless the GPU is hidden or another device asked for."""
+    messages = ["The NVIDIA driver on your system is too old (found 11040).\nUpdate it."]
 
     def fail():
-        raise RuntimeError("The NVIDIA driver on your system is too old (found 11040).\nUpdate it.")
+        raise RuntimeError(messages[0])
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", fail)
@@ -40,7 +41,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_reported_in_its_words(monkeypatch, tmp
         prepare_device(name)
     assert error.value.subject == "params.yaml: device" and "\n" not in str(error.value)
     assert prepare_device("cpu").type == "cpu"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    messages[0] = "No CUDA GPUs are available"
     assert prepare_device("auto").type == "cpu"
 
 
@@ -58,16 +59,18 @@ def gpus(monkeypatch, tmp_path):
     """Three GPUs, as far as the choice among them is concerned."""
     monkeypatch.chdir(tmp_path)
     models = [
-        SimpleNamespace(name=name, uuid=i, total_memory=80 << 30) for i, name in enumerate("ABA")
+        SimpleNamespace(name=name, uuid=i, total_memory=85 * 10**9) for i, name in enumerate("ABA")
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", models.__getitem__)
     monkeypatch.setattr(torch, "ones", MagicMock())
     chosen = []
+    shares = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     yield
-    assert len(chosen) == 1
+    assert len(chosen) == 1 and shares == [1 / 5]
 
 
 @pytest.mark.parametrize(("name", "allowed"), [("cuda", ["0", "2"]), ("cuda:1", ["1"])])
@@ -102,8 +105,16 @@ def test_float32_products_are_exact_outside_of_the_block():
     assert matmul.fp32_precision == "ieee"
 
 
+def test_what_a_gpu_copies_is_pinned(monkeypatch):
+    values = torch.ones(3)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: "pinned")
+    assert pinned(values, torch.device("cuda")) == "pinned"
+    assert pinned(values, torch.device("mps")) is values, "it copies from there while it may change"
+    assert send(values, torch.device("cpu")) is values
+
+
 def test_the_memory_of_a_gpu_decides_how_many_experiments_share_it(monkeypatch):
-    sizes = [6 << 30, 24 << 30, 80 << 30]
+    sizes = [6 * 10**9, 25 * 10**9, 85 * 10**9]  # of an 80 GiB card PyTorch reports 85
     assert [jobs_per_gpu(size) for size in sizes] == [1, 1, 5]
     monkeypatch.setenv("GPU_JOBS", "3")
     assert [jobs_per_gpu(size) for size in sizes] == [3, 3, 3]
@@ -113,5 +124,5 @@ def test_the_memory_of_a_gpu_decides_how_many_experiments_share_it(monkeypatch):
 def test_a_bad_number_of_experiments_per_gpu_is_refused(monkeypatch, value):
     monkeypatch.setenv("GPU_JOBS", value)
     with pytest.raises(UserError) as error:
-        jobs_per_gpu(80 << 30)
+        jobs_per_gpu(85 * 10**9)
     assert error.value.subject == "GPU_JOBS" and value in str(error.value)

@@ -50,7 +50,10 @@ class Recorder(TorchDispatchMode):
 @pytest.fixture
 def graphs(monkeypatch):
     """All graphs that are recorded; `fit` records them as on CUDA."""
-    recorded, warmed_up = [], []
+    recorded, warmed_up, events = [], [], []
+    side, main = MagicMock(), MagicMock()
+    side.wait_stream = lambda other: events.append("the side waits" if other is main else other)
+    main.wait_stream = lambda other: events.append("main waits" if other is side else other)
 
     def new_graph():
         recorded.append(Recorder())
@@ -62,17 +65,21 @@ def graphs(monkeypatch):
 
     def capture(graph, stream):
         assert stream is warmed_up[-1], "warm-up and capture use the same stream"
+        events.append("recording")
         return graph
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "stream", use_stream)
-    monkeypatch.setattr(torch.cuda, "Stream", MagicMock)
-    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: "before")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", events.append)
     monkeypatch.setattr(fit_module, "_as_graphs", Graphs)
     monkeypatch.setitem(fit_module.STEPS, "cpu", 512)
     monkeypatch.setattr(accelerated, "Columns", Rows)
-    return recorded
+    yield recorded
+    assert events == ["the side waits", "recording", "main waits", "before"] * len(recorded)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ import torch
 from helpers.models import PRECISIONS, small_vae, weights
 from torch.nn import functional as F
 
-from pipeline.data.datasets import above, hold_out, thresholds, to_unit
+from pipeline.data.datasets import Split, above, hold_out, thresholds, to_unit
 from pipeline.evaluation.bounds import elbo
 from pipeline.model.network import Batch
 from pipeline.runtime.device import prepare_device
 from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.randomness import permutation, standard_normal
+from pipeline.training import fit as fit_module
 from pipeline.training.best_epoch import BestEpoch
 from pipeline.training.fit import fit
 from pipeline.training.optimizer import Optimizer
@@ -220,12 +221,35 @@ def test_a_training_that_patience_does_not_stop_ends_with_the_weights_of_the_bes
     assert all(torch.equal(state[name], tensor) for name, tensor in first.state_dict().items())
 
 
+def test_only_the_steps_may_round_to_tf32(data, monkeypatch):
+    optimizer, found = Optimizer(small_vae(), 1e-3), []
+    optimizer.precision = "tf32"  # refused without a GPU
+
+    def watched(function):
+        def call(*arguments):
+            found.append(torch.backends.cuda.matmul.fp32_precision)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Optimizer, "step", watched(Optimizer.step))
+    monkeypatch.setattr(fit_module, "_validate", watched(fit_module._validate))
+    list(fit(optimizer, *data, range(1, 2), batch_size=300, seed=0))
+    assert found == ["tf32", "tf32", "ieee"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("precision", [*PRECISIONS, "tf32"])
-def test_a_gpu_gives_the_same_bits_twice_and_the_losses_of_the_cpu(data, precision, settings):
-    """The noise is drawn on the CPU for every device, so only rounding differs."""
+def test_a_gpu_gives_the_same_bits_twice_and_the_losses_of_the_cpu(precision, settings):
+    """The noise is drawn on the CPU for every device, so only rounding differs.
+
+    The images are random: a machine with a GPU may have no MNIST.
+    """
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (600, 784), dtype=torch.uint8, generator=rng)
+    data = hold_out(Split(images, torch.zeros(600, dtype=torch.uint8), (28, 28)), 100)
     device = prepare_device("cuda")
     try:
         on_gpu = [split.to(device) for split in data]

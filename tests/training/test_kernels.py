@@ -20,6 +20,7 @@ from pipeline.training.accelerated.layers import Rows
 from pipeline.training.accelerated.perceptron import PerceptronGradient
 from pipeline.training.optimizer import Optimizer, piece_size
 
+pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch is built without CUDA")
 KERNELS = {"float32": 30, "bfloat16": 35}  # of a step with one hidden layer
 NO_KERNELS = ("prim.", "aten.empty", "aten.detach")
 
@@ -37,6 +38,7 @@ class Launches(TorchDispatchMode):
         if not (operation.is_view or str(operation).startswith(NO_KERNELS)):
             self.operations.append(operation)
         if operation.overloadpacket is torch.ops.aten._fused_adamw_:
+            self.num_pieces, self.rate = len(arguments[0]), keywords["lr"]
             return None  # in place; it has no version for fake tensors with every kind of rate
         return operation(*arguments, **(keywords or {}))
 
@@ -83,29 +85,31 @@ def launches(monkeypatch):
 
 @pytest.mark.parametrize("precision", KERNELS)
 def test_a_step_has_few_kernels(launches, precision):
-    assert len(launches(precision).operations) == KERNELS[precision]
+    found = launches(precision)
+    assert len(found.operations) == KERNELS[precision]
+    assert found.rate.dtype == torch.float32, "what the kernel reads"
+    assert found.num_pieces > 8, "Adam fills the device"
 
 
 ELBO, IWAE = Objective(), Objective("iwae", num_samples=5)
 CASES = [
     {}, {"precision": "bfloat16"}, {"precision": "tf32", "activation": "gelu", "h_layers": 2},
     {"objective": IWAE, "network": "conv", "precision": "bfloat16"},
+    {"objective": Objective(free_bits=0.1), "h_layers": 2},
     {"objective": ELBO, "num_classes": 10, "likelihood": "gaussian", "sigma": "optimal"},
     {"objective": IWAE, "prior": "vamp", "likelihood": "continuous_bernoulli"},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_all_tensors_are_on_the_gpu_and_every_operation_has_a_deterministic_kernel(launches, case):
+def test_all_tensors_are_on_the_gpu_and_every_operation_can_run_there(launches, case):
     found = launches(**case)
     assert found.devices == {"cuda"}
-    refused = torch.use_deterministic_algorithms.__doc__  # lists what is not
     for operation in set(found.operations):
         keys = ("CUDA", "CompositeExplicitAutograd", "CompositeImplicitAutograd")
         name = operation.name()
         assert any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in keys), name
         assert torch.Tag.nondeterministic_seeded not in operation.tags, name
-        assert f"torch.{operation.overloadpacket.__name__}`" not in refused, name
 
 
 def test_one_launch_of_adam_takes_all_pieces(monkeypatch):

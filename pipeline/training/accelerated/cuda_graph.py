@@ -1,6 +1,6 @@
 """Steps on a CUDA device as one graph: recorded once, then launched as a whole.
 
-A step of the default model is about fifty small kernels. Launched one by one from Python, they take
+A step of the default model is some thirty small kernels. Launched one by one from Python, they take
 longer to launch than to run.
 """
 
@@ -43,6 +43,7 @@ class Graphs:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Recording:
         before = {name: tensor.clone() for name, tensor in self._optimizer.state().items()}
+        rng_state = torch.cuda.get_rng_state()  # for layers that draw themselves, such as dropout
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -53,4 +54,5 @@ class Graphs:
             terms = self._steps(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._optimizer.restore(before)
+        torch.cuda.set_rng_state(rng_state)
         return graph, inputs, terms

@@ -28,7 +28,8 @@ class Rows:
 
     def __call__(self, a: Tensor, activation: nn.Module | None) -> tuple[Tensor, Tensor]:
         """[B, in] -> [B, out] before and after the activation."""
-        if isinstance(activation, nn.ReLU):  # whose derivative does not need the former
+        # The derivative of ReLU does not need the former. MPS has no such product.
+        if isinstance(activation, nn.ReLU) and not a.is_mps:
             output = torch._addmm_activation(self.bias, a, self.weight.t())
             return output, output
         return _activated(F.linear(a, self.weight, self.bias), activation)
