@@ -138,7 +138,12 @@ def share(device: torch.device, num_epochs: int) -> dict[str, Any]:
     begin = time.perf_counter()
     one_by_one = [start().communicate(timeout=LIMIT)[0] for _ in range(2)]
     middle = time.perf_counter()
-    together = [process.communicate(timeout=LIMIT)[0] for process in [start(), start()]]
+    processes = [start(), start()]
+    try:
+        together = [process.communicate(timeout=LIMIT)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     end = time.perf_counter()
     is_same = len({*one_by_one, *together}) == 1 and bool(one_by_one[0])
     return {"one_by_one": middle - begin, "together": end - middle, "same_bits": is_same}
@@ -174,7 +179,7 @@ PARTS: tuple[Callable[[torch.device, int], dict[str, Any]], ...] = (
 def main() -> None:
     """Measure part by part."""
     num_epochs = rounds_from(sys.argv, PARAMS.num_epochs)
-    device = prepare_device("auto")
+    device = prepare_device("cuda")
     record: dict[str, Any] = {"hardware": hardware(device)}
     for part in PARTS:
         name = part.__name__

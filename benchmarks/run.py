@@ -13,13 +13,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.measure import ROOT
+from benchmarks.measure import PARAMS, ROOT
 
 REPORTS = ROOT / "reports" / "benchmarks"
 # The first argument of each benchmark for one round.
 ROUNDS = {
     "training": 3, "evaluation": 3, "overhead": 2, "sweep": 1, "precision": 10, "stage": 1,
-    "gpu": 150,
+    "gpu": PARAMS.num_epochs,
 }  # fmt: skip
 EPOCHS = ("precision", "gpu")  # their argument is a number of epochs, whatever the rounds
 SHORT = ("training", "evaluation", "overhead", "sweep")  # unless others are named
@@ -37,7 +37,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
                 print(f"{name}: {last}", flush=True)
             last = line.rstrip()
     if process.returncode:
-        sys.exit(f"benchmarks: {name} failed")
+        sys.exit(f"benchmarks: {name} failed: {last}")
     record: dict[str, Any] = json.loads(last)
     return record
 

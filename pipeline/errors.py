@@ -61,7 +61,8 @@ def run(main: Callable[[], object]) -> None:
         if not re.search(NO_MEMORY, repr(error)):
             raise
         keys = "batch_size, num_samples, h_dim, h_layers, eval_samples"
-        print(f"out of memory: lower {keys}", file=sys.stderr)
+        shared = ", or for a shared GPU GPU_JOBS" if "GPU" in str(error) else ""
+        print(f"out of memory: lower {keys}{shared}", file=sys.stderr)
         sys.exit(UNFIT)
 
     sys.stderr.flush()

@@ -13,6 +13,8 @@ from benchmarks import baseline, evaluation, gpu, measure, run, training
 from pipeline.data.datasets import hold_out, load_split
 from pipeline.model.vae import save_vae
 from pipeline.paths import DATASET, METRICS, MODEL
+from pipeline.training import accelerated
+from pipeline.training import fit as fit_module
 
 CPU = torch.device("cpu")
 
@@ -30,6 +32,13 @@ def test_the_script_learns_and_writes_pictures(small_mnist, tmp_path):
     losses = list(islice(baseline.epochs(tmp_path, tmp_path, CPU), 8))
     assert losses[-1] < 0.6 * losses[0]
     assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_an_arm_that_has_begun_changes_no_other_arm(small_train):
+    unpatched = accelerated.checked_gradient, fit_module._as_graphs
+    for arm in (training.rows_epochs(small_train), training.eager_epochs(small_train)):
+        next(arm)
+        assert unpatched == (accelerated.checked_gradient, fit_module._as_graphs)
 
 
 def test_rows_and_columns_train_alike(small_train):
@@ -90,6 +99,8 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(monkeypatch, capsys)
         return {"epochs": num_epochs}
 
     monkeypatch.setattr(gpu, "PARTS", (broken, sound))
+    monkeypatch.setattr(gpu, "prepare_device", torch.device)
+    monkeypatch.setattr(gpu, "hardware", str)
     monkeypatch.setattr(sys, "argv", ["gpu", "7"])
     gpu.main()
     record = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -98,11 +98,18 @@ def nll_bounds(
     log_w = partial(importance.log_weights, model)
     step = min(max(1, DRAWS[device.type] // num_samples), MAX_IMAGES)
 
+    def numbers(first: int) -> range:
+        return range(first, min(first + step, len(split.images)))
+
+    def draw_noise(first: int) -> Tensor:
+        return pinned(importance.noise(num_samples, model.z_dim, numbers(first)), device)
+
+    ahead: dict[int, Tensor] = {}
+
     def compute(first: int) -> NllBounds:
-        images = range(first, min(first + step, len(split.images)))
-        chosen = slice(first, first + step)
-        # First of all: a GPU is still busy, and the images wait for it.
-        eps = send(pinned(importance.noise(num_samples, model.z_dim, images), device), device)
+        images = numbers(first)
+        chosen = slice(images.start, images.stop)
+        eps = send(ahead.pop(first) if first in ahead else draw_noise(first), device)
         gray, binary = (to_batch(of[chosen], device) for of in (split, binary_split))
         gray = importance.draw_labels(model, gray, num_samples, images)
         binary = binary._replace(y=gray.y)
@@ -114,11 +121,13 @@ def nll_bounds(
         (plain,) = [widened] if scale == 1 else log_w(gray, eps, recons.gray)
         neg_log_b = importance.neg_log_mean(binarized, num_samples)
         ess = importance.effective_sample_size(widened)
-        return NllBounds(_bounds(widened), _bounds(plain), neg_log_b, ess)
+        found = NllBounds(_bounds(widened), _bounds(plain), neg_log_b, ess)
+        if device.type != "cpu":  # which is still busy with what it was told, until it is read
+            ahead[first + step] = draw_noise(first + step)
+        return NllBounds(*(each.cpu() for each in found))
 
     starts = range(0, len(split.images), step)
-    chunks = in_order(compute, starts, device, workers)
-    return NllBounds(*concatenate(tuple(each.cpu() for each in chunk) for chunk in chunks))
+    return NllBounds(*concatenate(in_order(compute, starts, device, workers)))
 
 
 @one_thread()
@@ -138,24 +147,15 @@ def in_order(
 ) -> Iterator[T]:
     """`compute` of each of `starts`, with a progress bar.
 
-    On the CPU it computes `workers` at a time: PyTorch releases the GIL. On a GPU it yields one
-    after the next has been launched: the GPU has work while the CPU draws noise and reads results.
+    On the CPU it computes `workers` at a time: PyTorch releases the GIL.
     """
+    workers = workers if device.type == "cpu" else 1
     # PyTorch's number of threads is a property of each Python thread.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     unit = f"x{starts.step} images"
     with one_thread(), pool:
-        is_cpu = device.type == "cpu"
-        chunks = pool.map(compute, starts) if is_cpu else _one_behind(map(compute, starts))
+        chunks = pool.map(compute, starts)
         yield from tqdm(chunks, "-log p(x)", len(starts), unit=unit, disable=None)
-
-
-def _one_behind(results: Iterator[T]) -> Iterator[T]:
-    before = next(results)
-    for result in results:
-        yield before
-        before = result
-    yield before
 
 
 def summary(per_image: Mapping[str, Tensor]) -> dict[str, float]:

@@ -28,8 +28,8 @@ def prepare_device(name: str) -> torch.device:
     PyTorch cannot use.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not gpus and name not in ("cpu", "mps") and (reason := _refusal()):
-        raise UserError(KEY, f"PyTorch cannot use the GPU: {reason} Without it: `device: cpu`")
+    if not gpus and name.startswith(("auto", "cuda")):
+        _check_driver()
     counts = {"cuda": gpus, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     # Never mps: nobody has measured yet that it is faster than the CPU for models of this size.
     best = "cuda" if gpus else "cpu"
@@ -66,8 +66,8 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Inside the block, float32 products on CUDA round their factors to TF32 if that is "tf32"."""
-    _set_products(precision)
+    """Inside the block, float32 products on CUDA round their factors if that is "tf32"."""
+    _set_products("tf32" if precision == "tf32" else "ieee")
     try:
         yield
     finally:
@@ -96,15 +96,20 @@ def limited_threads(most: int) -> Iterator[None]:
 one_thread = functools.partial(limited_threads, 1)
 
 
-def _refusal() -> str | None:
-    """PyTorch's words about an NVIDIA driver that it cannot use, if there is one."""
+def _check_driver() -> None:
+    """Raise UserError in PyTorch's words if there is an NVIDIA driver that it cannot use."""
     if torch.version.cuda is None or not DRIVER.exists():
-        return None
+        return
     try:
         torch.cuda.init()
     except RuntimeError as error:
-        return _first_line(error) if "driver" in str(error) else None
-    return None
+        if "driver" in str(error):  # and not that the GPUs are hidden
+            raise _unusable("the GPU", error) from error
+
+
+def _unusable(gpu: str, error: Exception) -> UserError:
+    reason = str(error).partition("\n")[0].strip()
+    return UserError(KEY, f"PyTorch cannot use {gpu}: {reason} Without it: `device: cpu`")
 
 
 def _prepare_gpu(index: int | None, count: int) -> torch.device:
@@ -125,12 +130,11 @@ def _prepare_gpu(index: int | None, count: int) -> torch.device:
     device = torch.device("cuda", reserved)
     try:
         torch.cuda.set_device(device)
-        # Whether a training fits must not depend on what runs beside it.
-        torch.cuda.set_per_process_memory_fraction(1 / jobs)
+        # Whether a training fits must not depend on what runs beside it. The rest is for libraries.
+        torch.cuda.set_per_process_memory_fraction(0.9 / jobs)
         torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:  # no code for a GPU of this age, say
-        reason = f"cannot use {gpus[reserved].name}: {_first_line(error)}"
-        raise UserError(KEY, f"PyTorch {reason} Without it: `device: cpu`") from error
+        raise _unusable(gpus[reserved].name, error) from error
     return device
 
 
@@ -147,7 +151,3 @@ def _set_products(precision: str) -> None:
     # NVIDIA's containers does so in matrix products.
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].strip()

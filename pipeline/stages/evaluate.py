@@ -77,7 +77,7 @@ def main() -> None:
         prior = on_device.submit(bounds.prior_bounds, model, split, recons, params.eval_samples)
         generated = on_device.submit(samples.generate, model, split.labels)
         encoded = on_device.submit(bounds.encode, model, train)
-        on_cpu = load_vae(paths.MODEL)
+        on_cpu = model if device.type == "cpu" else load_vae(paths.MODEL)
         steps = (  # the longest first
             pool.submit(compare_samples, on_cpu, generated),
             pool.submit(describe_code, on_cpu, split, posterior),

@@ -71,7 +71,8 @@ def fit(
     order, eps, limits = draw(epochs.start)
     val_shape = (len(val.images), 1, model.z_dim)
     val_eps = standard_normal(val_shape, PROTOCOL_SEED, "validate").to(device)
-    gradient = _choose_gradient(optimizer, objective, train, batch_size, report)
+    with float32_products(optimizer.precision):
+        gradient = _choose_gradient(optimizer, objective, train, batch_size, report)
     steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
     shuffled = torch.empty_like(train.images)
     most = PIXELS // (batch_size * train.images.shape[1])
@@ -90,7 +91,7 @@ def fit(
         # The seed is for layers that draw themselves, such as dropout.
         with (
             limited_threads(gradient.max_threads),
-            float32_products("tf32" if optimizer.precision == "tf32" else "ieee"),
+            float32_products(optimizer.precision),
             seeded(seed, "layers", epoch),
         ):
             optimizer.working.train()

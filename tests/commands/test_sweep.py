@@ -292,9 +292,37 @@ def test_a_late_result_counts_if_nobody_has_taken_the_trial_since(root, monkeypa
     new(space=["z_dim=2"])
     found, _ = study.load("widths", root)
     trial = study.take(found, but=())
-    study.give_back(found, trial._trial_id, "its worker was killed")
+    study.give_back(found, trial, "its worker was killed")
     study.finish(found, trial, 5.0)
     assert values(work(root, monkeypatch, [])) == [5.0]
+
+
+def test_a_trial_that_another_worker_has_taken_is_not_given_back(root):
+    new(space=["z_dim=2"])
+    found, _ = study.load("widths", root)
+    silent = study.take(found, but=())
+    study.give_back(found, silent, "its worker was killed")
+    other = study.take(found, but=())
+    study.give_back(found, silent, "stopped")
+    assert found.trials[0].state == TrialState.RUNNING
+    study.give_back(found, other, "stopped")
+    assert found.trials[0].state == TrialState.WAITING
+
+
+def test_a_worker_waits_for_a_trial_that_failed_here_and_runs_elsewhere(root, monkeypatch):
+    new(space=["z_dim=2"])
+    found, _ = study.load("widths", root)
+    elsewhere = []
+
+    def another_takes_it(mine):
+        if found.trials[0].user_attrs.get("error"):
+            elsewhere.append(study.take(found, but=()))
+
+    monkeypatch.setattr(worker, "reopen", another_takes_it)
+    monkeypatch.setattr(
+        worker.time, "sleep", lambda seconds: study.finish(found, elsewhere[0], 4.0)
+    )
+    assert values(work(root, monkeypatch, [StageError("widths-0000", "disk full")])) == [4.0]
 
 
 def test_workers_that_start_at_once_take_each_trial_once(root):

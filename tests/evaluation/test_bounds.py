@@ -118,10 +118,3 @@ def test_an_error_in_a_job_ends_all_of_them(set_threads):
     next(jobs)
     jobs.close()
     assert (threading.active_count(), torch.get_num_threads()) == (before, 4)
-
-
-def test_a_gpu_computes_the_next_chunk_before_one_is_read():
-    events = []
-    for chunk in in_order(lambda i: events.append(i) or i, range(3), torch.device("cuda"), 2):
-        events.append(f"read {chunk}")
-    assert events == [0, 1, "read 0", 2, "read 1", "read 2"]

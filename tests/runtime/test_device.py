@@ -70,7 +70,7 @@ def gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     yield
-    assert len(chosen) == 1 and shares == [1 / 5]
+    assert len(chosen) == 1 and shares == [0.9 / 5]
 
 
 @pytest.mark.parametrize(("name", "allowed"), [("cuda", ["0", "2"]), ("cuda:1", ["1"])])

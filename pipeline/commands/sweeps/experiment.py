@@ -170,7 +170,7 @@ def require_clean(root: Path) -> None:
         changed = git("status", "--porcelain", "--untracked-files=no", at=root)
     if changed:
         name = changed.split()[1]
-        advice = "`git stash`, also after a kill, or commit it"
+        advice = "commit it, or `git stash` (a killed worker may leave this)"
         raise UserError(name, f"differs from the commit; {advice}")
 
 

@@ -23,10 +23,8 @@ RANGE = re.compile(r"(?P<low>[^,]*[^,.])\.\.(?P<high>[^,.:][^,:]*)(?P<log>:log)?
 LIMITS = "LOW..HIGH[:log]"
 MOST = 10_000  # trials of a grid
 # One study is about one dataset, whose classifier all its trials share, measured in one way.
-FIXED = (
-    "dataset", "val_size", "binarize", "likelihood", "eval_samples", "eval_proposal_scale",
-    "device", "sample_every",
-)  # fmt: skip
+MEASURE = ("dataset", "val_size", "binarize", "likelihood", "eval_samples", "eval_proposal_scale")
+NO_EFFECT = ("device", "sample_every")
 
 
 def parse(words: Sequence[str], base: Params) -> Space:
@@ -38,9 +36,11 @@ def parse(words: Sequence[str], base: Params) -> Space:
             raise UserError(repr(word), f"is not KEY=VALUE,VALUE or KEY={LIMITS}")
         if key not in Params.model_fields:
             raise UserError(repr(key), "is not a parameter of params.yaml")
-        if key in FIXED:
-            message = "is the same in all trials, which would not compare, or changes no result"
+        if key in MEASURE:
+            message = "must be the same in all trials; edit params.yaml, `dvc repro`, and commit"
             raise UserError(f"sweep: {key}", message)
+        if key in NO_EFFECT:
+            raise UserError(f"sweep: {key}", "changes no result; set it in params.yaml")
         if key in space:
             raise UserError(f"sweep: {key}", "is given twice")
         match = RANGE.fullmatch(text)

@@ -166,7 +166,7 @@ def take(study: Study, but: Collection[int]) -> Trial | None:
 
     One that others have taken before comes last: it may have ended them.
     """
-    waiting = [trial for trial in open_trials(study) if trial.state == TrialState.WAITING]
+    waiting = filter(is_waiting, open_trials(study))
     for trial in sorted(waiting, key=lambda trial: trial.user_attrs.get(TAKEN, 0)):
         if trial.number not in but and _take(study, trial):
             return Trial(study, trial._trial_id)
@@ -174,23 +174,21 @@ def take(study: Study, but: Collection[int]) -> Trial | None:
 
 
 def _take(study: Study, trial: FrozenTrial) -> bool:
-    storage, number = study._storage, trial._trial_id
+    storage, trial_id = study._storage, trial._trial_id
     # Optuna never calls a trial stale that has had no heartbeat, so it gets the first one before.
-    storage.record_heartbeat(number)  # type: ignore[attr-defined]
-    try:
-        taken = storage.set_trial_state_values(number, TrialState.RUNNING)
-    except UpdateFinishedTrialError:
-        return False
-    if taken:
-        storage.set_trial_user_attr(number, TAKEN, trial.user_attrs.get(TAKEN, 0) + 1)
-    return taken
-
-
-def give_back(study: Study, trial_id: int, error: str) -> None:
-    """Let a trial wait again, unless it has been finished by another worker."""
+    storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]
     with suppress(UpdateFinishedTrialError):
-        study._storage.set_trial_user_attr(trial_id, ERROR, error)
-        study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        if storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+            storage.set_trial_user_attr(trial_id, TAKEN, trial.user_attrs.get(TAKEN, 0) + 1)
+            return True
+    return False
+
+
+def give_back(study: Study, trial: Trial, error: str) -> None:
+    """Let a worker's trial wait again, unless another worker has taken it since."""
+    recorded = study._storage.get_trial(trial._trial_id)
+    if recorded.user_attrs[TAKEN] == trial.user_attrs[TAKEN]:
+        _wait_again(study, trial._trial_id, error)
 
 
 def finish(study: Study, trial: Trial, value: float | None) -> None:
@@ -204,13 +202,24 @@ def finish(study: Study, trial: Trial, value: float | None) -> None:
 
 
 def reopen(study: Study) -> None:
-    """Give back the trials of killed workers.
+    """Let the trials of killed workers wait again.
 
-    Two workers that do so within the same milliseconds may both have it then. They compute the same
-    bytes, and the name of the experiment is published once.
+    Of two workers that do so at once, one may have taken a trial before the other lets it wait. It
+    is then run twice, to the same bytes, and the name of the experiment is published once.
     """
     for trial_id in study._storage._get_stale_trial_ids(study._study_id):  # type: ignore[attr-defined]
-        give_back(study, trial_id, "its worker was killed")
+        _wait_again(study, trial_id, "its worker was killed")
+
+
+def _wait_again(study: Study, trial_id: int, error: str) -> None:
+    with suppress(UpdateFinishedTrialError):
+        study._storage.set_trial_user_attr(trial_id, ERROR, error)
+        study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+
+def is_waiting(trial: FrozenTrial) -> bool:
+    """Whether no worker has it."""
+    return trial.state == TrialState.WAITING
 
 
 def open_trials(study: Study) -> list[FrozenTrial]:

@@ -27,6 +27,7 @@ from pipeline.commands.sweeps.study import (
     Plan,
     finish,
     give_back,
+    is_waiting,
     open_trials,
     reopen,
     take,
@@ -58,12 +59,12 @@ def run_trials(study: Study, plan: Plan, clone: Clone, progress: Callable[[], No
                 failed[trial.number] = error
                 if in_a_row == FAILURES:
                     raise
-        elif any(each.number not in failed for each in open_trials(study)):
-            time.sleep(POLL_SECONDS)
-        elif left := [failed[each.number] for each in open_trials(study)]:
-            raise left[0]
-        else:
+        elif not (left := open_trials(study)):
             return
+        elif all(each.number in failed and is_waiting(each) for each in left):
+            raise failed[left[0].number]
+        else:
+            time.sleep(POLL_SECONDS)
 
 
 def run_trial(study: Study, plan: Plan, clone: Clone, trial: Trial) -> None:
@@ -80,11 +81,12 @@ def run_trial(study: Study, plan: Plan, clone: Clone, trial: Trial) -> None:
             trial.set_user_attr(REASON, error.reason)
             finish(study, trial, None)
         except StageError as error:
-            give_back(study, trial._trial_id, error.reason)
+            give_back(study, trial, error.reason)
             raise
         except BaseException as error:  # not the parameters' fault
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of --jobs, after the terminal's Ctrl-C
-            give_back(study, trial._trial_id, str(error) or "its worker was stopped")
+            words = str(error) if isinstance(error, Exception) else "its worker was stopped"
+            give_back(study, trial, words)
             raise
 
 
