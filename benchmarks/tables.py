@@ -259,7 +259,8 @@ def cells(
 
 def settings(params: Mapping[str, object]) -> str:
     """The parameters as `dvc exp run` takes them."""
-    return " ".join(f"-S {key}={value}" for key, value in params.items())
+    texts = {key: str(value).lower() if value is True else value for key, value in params.items()}
+    return " ".join(f"-S {key}={text}" for key, text in texts.items())
 
 
 def difference(ours: list[Run], theirs: list[Run], metric: str) -> str:
