@@ -70,7 +70,7 @@ lock: setup     ## resolve requirements.lock from pyproject.toml (needs uv)
 bench: setup    ## measure the speed on this machine, into reports/benchmarks/; about ten minutes
 	"$(VENV)/bin/python" -m benchmarks.run $(ROUNDS)
 
-bench-gpu: setup  ## the same for a GPU: bits, kernels, time; less than ten minutes
+bench-gpu: setup  ## the same for a GPU: bits, kernels, time
 	"$(VENV)/bin/python" -m benchmarks.run gpu training
 
 tables: setup   ## execute published configurations and write docs/results.md; hours
