@@ -135,15 +135,16 @@ def share(device: torch.device, num_epochs: int) -> dict[str, Any]:
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(command, cwd=ROOT, env=SHARED, stdout=subprocess.PIPE, text=True)
 
+    def finish(process: subprocess.Popen[str]) -> str:
+        try:
+            return process.communicate(timeout=LIMIT)[0]
+        finally:
+            process.kill()  # after the timeout; else it has ended
+
     begin = time.perf_counter()
-    one_by_one = [start().communicate(timeout=LIMIT)[0] for _ in range(2)]
+    one_by_one = [finish(start()) for _ in range(2)]
     middle = time.perf_counter()
-    processes = [start(), start()]
-    try:
-        together = [process.communicate(timeout=LIMIT)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    together = [finish(process) for process in (start(), start())]
     end = time.perf_counter()
     is_same = len({*one_by_one, *together}) == 1 and bool(one_by_one[0])
     return {"one_by_one": middle - begin, "together": end - middle, "same_bits": is_same}
