@@ -132,19 +132,19 @@ def share(device: torch.device, num_epochs: int) -> dict[str, Any]:
     """Two trainings one after the other, and at the same time: seconds, and whether bits differ."""
     command = [sys.executable, "-c", ALONE, str(num_epochs)]
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(command, cwd=ROOT, env=SHARED, stdout=subprocess.PIPE, text=True)
-
-    def finish(process: subprocess.Popen[str]) -> str:
+    def run(count: int) -> list[str]:
+        options = {"cwd": ROOT, "env": SHARED, "stdout": subprocess.PIPE, "text": True}
+        processes = [subprocess.Popen(command, **options) for _ in range(count)]
         try:
-            return process.communicate(timeout=LIMIT)[0]
+            return [process.communicate(timeout=LIMIT)[0] for process in processes]
         finally:
-            process.kill()  # after the timeout; else it has ended
+            for process in processes:
+                process.kill()
 
     begin = time.perf_counter()
-    one_by_one = [finish(start()) for _ in range(2)]
+    one_by_one = run(1) + run(1)
     middle = time.perf_counter()
-    together = [finish(process) for process in (start(), start())]
+    together = run(2)
     end = time.perf_counter()
     is_same = len({*one_by_one, *together}) == 1 and bool(one_by_one[0])
     return {"one_by_one": middle - begin, "together": end - middle, "same_bits": is_same}
