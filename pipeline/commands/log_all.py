@@ -8,10 +8,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import pandas as pd
 from dvc.repo import Repo
 
 from pipeline.errors import NoResultsError, UserError
-from pipeline.paths import OWN
+from pipeline.paths import DVC_YAML, OWN
 from pipeline.runtime import git
 from pipeline.runtime.files import home
 from pipeline.tracking.client import Store, open_store
@@ -64,8 +65,7 @@ def log_workspace(store: Store, root: Path) -> str:
 def require_executed(folder: Path) -> None:
     """Raise NoResultsError unless the files are what their dvc.lock records as executed.
 
-    A file of DVC's cache may be absent: then the stages that write and read it must agree on its
-    hash.
+    An output may be absent: then the stages that write and read it must agree on its hash.
     """
     try:
         # In a commit's temporary folder there is no git, and DVC is to leave nothing behind. In its
@@ -82,17 +82,18 @@ def require_executed(folder: Path) -> None:
 
 def _changed(repo: Repo) -> set[str]:
     """What differs from dvc.lock: parameters, code, stages, outputs."""
-    found = repo.index.stages  # `dvc add` makes data sources, which have no name
-    stages = [stage for stage in found if not stage.is_data_source and stage.name != "log"]
-    outs = [out for stage in stages for out in stage.outs]
-    cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
-    changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}
-    # Whatever is in data/own now, `download` has read it.
-    deps = [dep for stage in stages for dep in stage.deps if dep.def_path != OWN.as_posix()]
-    for item in [*outs, *deps]:
-        for path, state in item.workspace_status().items():
-            if isinstance(state, dict):
-                changed |= {f"{path}: {key}" for key in state}
-            elif state != "deleted" or item.hash_info != cached.get(item.fs_path):
-                changed.add(path)
+    stages = repo.stage.load_all(f"{repo.root_dir}/{DVC_YAML}")
+    stages = [stage for stage in stages if stage.name != "log"]
+    written = {out.fs_path: out.hash_info for stage in stages for out in stage.outs}
+    changed = set()
+    for stage in stages:
+        if stage.cmd_changed:
+            changed.add(f"dvc.yaml: {stage.name}")
+        for item in [*stage.outs, *stage.deps]:
+            status = item.workspace_status()
+            if "deleted" in status.values() and item.hash_info == written.get(item.fs_path):
+                continue
+            # Whatever is in data/own now, `download` has read it.
+            if item.def_path != OWN.as_posix():
+                changed |= set(pd.json_normalize(status, sep=": "))  # params.yaml: KEY
     return changed
