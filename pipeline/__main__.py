@@ -20,6 +20,7 @@ COMMANDS = {
 def main() -> None:
     """Parse the command line and run the command. Only that command's module is imported."""
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    parser.set_defaults(main=lambda _: parser.print_help())
     subparsers = parser.add_subparsers(metavar="COMMAND")
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary)
@@ -30,10 +31,7 @@ def main() -> None:
             subparser.set_defaults(main=command.main)
             command.add_arguments(subparser)
     arguments = parser.parse_args()
-    if "main" in arguments:
-        arguments.main(arguments)
-    else:
-        parser.print_help()
+    arguments.main(arguments)
 
 
 if __name__ == "__main__":
