@@ -49,11 +49,10 @@ def read_run(name: str, root: Path) -> Run:
     A workspace without results of its own has those of HEAD.
     """
     known = available(root)
-    own = name == "workspace" and name not in known
-    entry = find(HEAD if own else name, known, root)
-    (run,) = read_runs({name: entry}, root)
+    known.setdefault("workspace", find(HEAD, known, root))
+    (run,) = read_runs({name: find(name, known, root)}, root)
     if not run.model.is_file():
-        restore = command(entry).removesuffix(" && dvc checkout")
+        restore = command(run.experiment).removesuffix(" && dvc checkout")
         first = f"`{restore}`, then " if restore else ""
         message = f"its model is not in DVC's cache; run {first}`dvc pull` or `dvc repro`"
         raise UserError(ascii_text(name), message)
