@@ -3,6 +3,7 @@
 import base64
 import gzip
 from collections.abc import Mapping
+from itertools import product
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,11 @@ def pictures(commits: Mapping[str, str], root: Path) -> dict[str, dict[str, str]
     listed = (git(*names, commit, FIGURES.as_posix(), at=root) for commit in commits.values())
     figures = sorted({*"".join(listed).splitlines()} - CHARTED)
     paths = [GENERATED, RECONSTRUCTED, *map(Path, figures)]
-    labels = {commit: label for label, commit in commits.items()}
-    titles = {path: path.stem.replace("_", " ").capitalize() for path in paths}
-    found: dict[str, dict[str, str]] = {title: {} for title in titles.values()}
-    for (commit, path), content in read_blobs(root, commits.values(), paths).items():
-        uri = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        found[titles[path]][labels[commit]] = uri
+    contents = read_blobs(root, commits.values(), paths)
+    found: dict[str, dict[str, str]] = {}
+    for path, (label, commit) in product(paths, commits.items()):
+        if content := contents.get((commit, path)):
+            title = path.stem.replace("_", " ").capitalize()
+            uri = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+            found.setdefault(title, {})[label] = uri
     return found
