@@ -1,7 +1,7 @@
 """How two files of results differ: first by their bytes, then by the numbers in them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,13 @@ def number_diff(one: pd.Series, other: pd.Series) -> str:
     """The largest absolute difference, where it is, and how many values differ. NaN equals NaN."""
     if not one.index.equals(other.index):
         return "differs: other names or shapes"
-    gap = (one - other).abs().fillna(np.inf).mask(one.isna() & other.isna(), 0)
-    changed = int((gap > 0).sum())
-    if not changed:
+    changed = one.compare(other)
+    if changed.empty:
         return "differs: equal numbers, other bytes"
-    place: Any = gap.idxmax()
-    size = f"{gap.max():.2g}, in {place[0]}"
-    return f"differs by at most {size} ({changed} of {len(gap)} values differ)"
+    gap = (changed["self"] - changed["other"]).abs().fillna(np.inf)
+    name, _ = gap.idxmax()
+    size = f"{gap.max():.2g}, in {name}"
+    return f"differs by at most {size} ({len(gap)} of {len(one)} values differ)"
 
 
 def read_numbers(path: Path) -> pd.Series:
@@ -57,18 +57,10 @@ def other_provenance(recorded: Path, again: Path) -> str:
     return f"; made with other {', '.join(changed)}" if len(changed) else ""
 
 
-def _read_picture(path: Path) -> Mapping[str, np.ndarray]:
-    return {"pixels": np.asarray(Image.open(path).convert("RGB"))}
-
-
-def _read_report(path: Path) -> pd.DataFrame:
-    return pd.json_normalize(json.loads(path.read_text(encoding="utf-8")), sep="/")
-
-
 READERS: dict[str, Callable[[Path], Any]] = {
     ".csv": pd.read_csv,
-    ".json": _read_report,
+    ".json": lambda path: pd.json_normalize(json.loads(path.read_bytes()), sep="/"),
     ".parquet": pd.read_parquet,
-    ".png": _read_picture,
+    ".png": lambda path: {"pixels": np.asarray(Image.open(path).convert("RGB"))},
     ".safetensors": load_file,
 }
