@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.comparison import configurations, page, tables
-from pipeline.commands.comparison.choice import HEAD, available, command, find
+from pipeline.commands.comparison.choice import HEAD, available, find
 from pipeline.commands.comparison.runs import Run, read_runs
 from pipeline.errors import UserError
 from pipeline.params import DEFAULTS
@@ -28,16 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Read the runs, compare them, print the table, and write the page."""
     root = home()
-    chosen = choose(arguments.names, arguments.baseline, root)
-    runs = read_runs(chosen, root)
+    runs = read_runs(choose(arguments.names, arguments.baseline, root), root)
     measured = [run for run in runs if run.metrics]
     comparison = configurations.compare(measured, choose_baseline(measured, arguments.baseline))
     linked, link_note = links(measured, root)
     remarks = {**tables.notes(comparison, runs), link_note: "MLflow"}
-    commands = {name: command(entry) for name, entry in chosen.items()}
     sweeps = sorted(path.stem for path in (root / SWEEPS).glob("*.html"))
-    about = {"notes": remarks, "links": linked, "commands": commands, "sweeps": sweeps}
-    html = page.render(comparison, root, **about)
+    html = page.render(comparison, root, runs=runs, notes=remarks, links=linked, sweeps=sweeps)
     write_output(root / COMPARISON, html.encode())
     lines = [f"note: {names}: {note}" for note, names in remarks.items()]
     lines += [*tables.caveat(comparison).splitlines(), tables.answer(comparison)]

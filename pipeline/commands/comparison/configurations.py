@@ -59,8 +59,7 @@ def compare(runs: Sequence[Run], baseline: str) -> Comparison:
     leading = leading_metric(counted, mean, baseline)
     ascending = quantity(leading).better != HIGHER
     order = mean[leading].sort_values(ascending=ascending, kind="stable").index
-    params = params.rename(index=labels.to_dict())
-    tables = [params, mean, spread, difference_table(counted, baseline)]
+    tables = [params.rename(index=labels), mean, spread, difference_table(counted, baseline)]
     ranked = frame.set_index("label", drop=False).loc[order].reset_index(drop=True)
     ordered = (table.loc[order] for table in tables)
     return Comparison(ranked, list(order), baseline, leading, *ordered)

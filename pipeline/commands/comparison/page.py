@@ -6,38 +6,38 @@ from collections.abc import Mapping
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from pipeline.commands.comparison import tables
 from pipeline.commands.comparison.charts import CURVES, charts, styles
+from pipeline.commands.comparison.choice import command
 from pipeline.commands.comparison.configurations import Comparison
 from pipeline.commands.comparison.quantities import QUANTITIES
 from pipeline.commands.comparison.runs import read_blobs
 from pipeline.paths import BOUND, FIGURES, GENERATED, KL_PER_DIMENSION, RECONSTRUCTED
 from pipeline.runtime.git import git
 
-STRICT: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
 SHOWN = 6  # configurations with curves and pictures
 CHARTED = {f"{FIGURES.as_posix()}/{path.stem}.png" for path in (BOUND, KL_PER_DIMENSION)}
 
 
 def render(comparison: Comparison, root: Path, **context: object) -> str:
-    """Return the page. `context`: notes, and links and commands by the name of the run."""
+    """Return the page. `context`: all runs, notes, links by the name of the run, sweeps."""
     best = comparison.labels[: SHOWN - 1]
     shown = list(dict.fromkeys([*best, comparison.baseline, *comparison.labels]))[:SHOWN]
     drawn = comparison.counted[comparison.counted["label"].isin(shown)]
     commits = drawn["run"].map(attrgetter("experiment.commit"))
     reports = read_blobs(root, commits, [curve.path for curve in CURVES])
     first = commits.groupby(drawn["label"]).first()[shown]
-    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, **STRICT)
+    loader = PackageLoader(__package__, ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     plotly = gzip.compress(get_plotlyjs().encode())  # 1.4 MB in place of 4.8
     context |= {"comparison": comparison, "shown": shown, "styles": styles(comparison.labels)}
     context |= {"charts": charts(comparison, shown, reports), "quantities": QUANTITIES}
     context |= {"pictures": pictures(first.to_dict(), root), "tables": tables}
-    context["plotly"] = base64.b64encode(plotly).decode()
+    context |= {"plotly": base64.b64encode(plotly).decode(), "command": command}
     return environment.get_template("page.html").render(context)
 
 
