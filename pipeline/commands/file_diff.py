@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 from safetensors.numpy import load_file
 
+from pipeline.paths import MODEL
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.tensor_file import read_header
 
@@ -22,7 +23,8 @@ def file_diff(recorded: Path, again: Path) -> str:
         if sha256_file(recorded) == sha256_file(again):
             return IDENTICAL
         difference = number_diff(read_numbers(recorded), read_numbers(again))
-        return difference + other_provenance(recorded, again)
+        changed = provenance_diff(recorded, again) if recorded.suffix == MODEL.suffix else []
+        return difference + f"; made with other {', '.join(changed)}" * bool(changed)
     except Exception as error:  # a missing file, or whatever the library that reads it raises
         return f"differs: cannot be compared by its numbers ({error})"
 
@@ -47,14 +49,11 @@ def read_numbers(path: Path) -> pd.Series:
     return pd.to_numeric(pd.concat(columns), errors="coerce").astype(float)
 
 
-def other_provenance(recorded: Path, again: Path) -> str:
-    """What two model files report differently about their training; "" for other files."""
-    if recorded.suffix != ".safetensors":
-        return ""
+def provenance_diff(recorded: Path, again: Path) -> list[str]:
+    """What two model files report differently about their training, for example params.z_dim."""
     headers = [read_header(path).get("provenance", {}) for path in (recorded, again)]
     table = pd.json_normalize(headers)
-    changed = table.columns[table.nunique(dropna=False) > 1]
-    return f"; made with other {', '.join(changed)}" if len(changed) else ""
+    return list(table.columns[table.nunique(dropna=False) > 1])
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

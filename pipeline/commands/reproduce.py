@@ -16,12 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.file_diff import IDENTICAL, file_diff, read_numbers
+from pipeline.commands.file_diff import IDENTICAL, file_diff, provenance_diff, read_numbers
 from pipeline.errors import UserError
 from pipeline.paths import METRICS, MODEL, OWN
 from pipeline.runtime.files import home
 from pipeline.runtime.git import clone
-from pipeline.runtime.tensor_file import read_header
 from pipeline.tracking import client, run_note, upload
 
 TOLERANCE = 0.3  # nats of test/neg_elbo, if only these differ:
@@ -107,10 +106,9 @@ def judge(run: Run, recorded: Path, again: Path, found: Mapping[str, str]) -> st
         return IDENTICAL
     gaps = (read_numbers(recorded / METRICS) - read_numbers(again / METRICS)).abs()
     gap = gaps["test/neg_elbo"].item()
-    cpu = run_note.cpu()
-    one, other = (read_header(folder / MODEL)["provenance"] for folder in (recorded, again))
-    one, other = one | {"cpu": run.data.tags.get("cpu", cpu)}, other | {"cpu": cpu}
-    changed = {key for key in other if one[key] != other[key]}
+    changed = {name.split(".")[0] for name in provenance_diff(recorded / MODEL, again / MODEL)}
+    if run.data.tags.get("cpu", run_note.cpu()) != run_note.cpu():
+        changed.add("cpu")
     if changed and changed <= MACHINE and gap <= TOLERANCE:
         return f"within {TOLERANCE} nats ({gap:.2g}), as promised for another machine"
     return f"differs, test/neg_elbo by {gap:.2g} nats"
