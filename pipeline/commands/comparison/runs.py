@@ -81,8 +81,8 @@ def _read_lock(run: Run, content: bytes) -> dict[str, str]:
         outs |= {item["path"]: item["md5"] for item in stages[name]["outs"]}
         deps |= {item["path"]: item["md5"] for item in stages[name]["deps"]}
     run.code = {path: md5 for path, md5 in deps.items() if path.startswith("pipeline/")}
-    model = MODEL.as_posix()
-    if deps.get(model) != outs[model]:
+    model = outs.get(MODEL.as_posix())
+    if model is None or deps.get(MODEL.as_posix()) != model:
         raise UserError(DVC_LOCK, "no evaluation of the trained model; run `dvc repro`")
     return outs
 

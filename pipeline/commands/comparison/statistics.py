@@ -21,8 +21,8 @@ class Difference(NamedTuple):
     """A mean difference and the half widths of its 95 % interval, in the unit of the values."""
 
     value: float
-    images: float  # variance over test images
-    seeds: float | None = None  # variance over seeds; None if a side has a single seed
+    images: float  # from the variance over test images
+    seeds: float | None = None  # from that over seeds; None if a side has a single seed
 
     @property
     def half(self) -> float:
