@@ -149,12 +149,12 @@ def _followed(record: PendingRun) -> Iterator[None]:
         process_group=0,  # Ctrl-C is for the training; the follower learns of its end through stdin
         env=os.environ | {"PYTHONPATH": f"{CODE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
     )
-    end, patience = b"failed", PATIENCE_IF_FAILED
+    end, patience = b"FAILED", PATIENCE_IF_FAILED
     try:
         yield
-        end, patience = b"finished", PATIENCE
+        end, patience = b"FINISHED", PATIENCE
     except (KeyboardInterrupt, SystemExit):
-        end, patience = b"killed", PATIENCE
+        end, patience = b"KILLED", PATIENCE
         raise
     finally:
         with suppress(OSError, subprocess.TimeoutExpired):  # it has ended already, or is still busy

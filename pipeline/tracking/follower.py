@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 POLL = 1.0  # seconds between two looks at the files
 PAUSE = 30.0  # seconds before an unreachable store is tried again
-STATUS = {"failed": "FAILED", "killed": "KILLED"}  # `log` closes the run of a finished training
 
 
 def main() -> None:
@@ -32,38 +31,39 @@ def main() -> None:
     record = load_pending(Path(sys.argv[1]))
     # Locked as long as this process lives: no other process writes the run.
     with FileLock(record.lock):
-        stream, end = follow(record)
-        if stream and end in STATUS:
-            with suppress(UserError):
-                stream.store.close(stream.run.info.run_id, STATUS[end])
+        follow(record)
     os._exit(0)  # at a normal exit MLflow would close the run
 
 
-def follow(record: PendingRun) -> "tuple[Stream | None, str]":
-    """Send every epoch; while the store is unreachable, try again later.
-
-    Returns the MLflow run, if it was begun, and how the training ended.
-    """
+def follow(record: PendingRun) -> None:
+    """Send every epoch; while the store is unreachable, try again later."""
     stream: Stream | None = None
     wait = POLL
-    while True:
-        ended = bool(select.select([sys.stdin], [], [], wait)[0])
-        end = sys.stdin.read() or "killed" if ended else ""
-        history = complete_lines()
-        has_epochs = "\n" in history.strip()
-        # At the end nothing is begun that `log` would do as well.
-        if end == "failed" or (has_epochs and (stream or not ended)):
-            try:
-                stream = stream or begin(record)
-                if has_epochs:
-                    stream.send(history)
-                wait = POLL
-            except UserError as error:
-                if wait == POLL and not ended:
-                    report(f"{error}; training continues, and `log` will upload the missing data")
-                stream, wait = None, PAUSE
-        if ended:
-            return stream, end
+    while not (end := wait_for_end(wait)):
+        if not HISTORY.exists():
+            continue
+        try:
+            stream = stream or begin(record)
+            stream.send()
+            wait = POLL
+        except UserError as error:
+            if wait == POLL:
+                report(f"{error}; training continues, and `log` will upload the missing data")
+            stream, wait = None, PAUSE
+    # Nothing is begun now that `log` would do as well. It closes the run of a finished training.
+    with suppress(UserError):
+        if end == "FAILED":
+            stream = stream or begin(record)
+        if stream:
+            stream.send()
+            if end != "FINISHED":
+                stream.store.close(stream.run.info.run_id, end)
+
+
+def wait_for_end(seconds: float) -> str:
+    """The status of the training, FINISHED, FAILED or KILLED; "" if it has not ended by then."""
+    ended, _, _ = select.select([sys.stdin], [], [], seconds)
+    return sys.stdin.read() or "KILLED" if ended else ""
 
 
 def begin(record: PendingRun) -> "Stream":
@@ -74,12 +74,6 @@ def begin(record: PendingRun) -> "Stream":
     stream = Stream(record)
     report(f"streaming to MLflow run {stream.name}")
     return stream
-
-
-def complete_lines() -> str:
-    """The history without a line that is still being written."""
-    text = HISTORY.read_text(encoding="utf-8") if HISTORY.exists() else ""
-    return text[: text.rfind("\n") + 1]
 
 
 def report(message: str) -> None:

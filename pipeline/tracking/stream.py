@@ -4,9 +4,10 @@ import io
 import time
 
 import mlflow
+import pandas as pd
 
 from pipeline.params import DEFAULTS, load_params
-from pipeline.paths import SAMPLES
+from pipeline.paths import HISTORY, SAMPLES
 from pipeline.runtime.files import home
 from pipeline.runtime.git import Source, here
 from pipeline.runtime.pending_run import PendingRun
@@ -40,13 +41,19 @@ class Stream:
         self.name = name
 
     @store_errors()
-    def send(self, text: str) -> None:
-        """Send the new epochs of a history, and their pictures."""
-        history = read_history(io.StringIO(text))
-        last, now = history["epoch"].max(), time.time_ns() // 1_000_000
+    def send(self) -> None:
+        """Send the new epochs of the history, and their pictures."""
+        history = complete_epochs()
+        last, now = len(history), time.time_ns() // 1_000_000
         points = upload.history_points(history[history["epoch"] > self.sent], now)
         upload.add_points(self.store, self.run, points, self.points)
         pictures = [each for each in sample_pictures(SAMPLES) if self.sent < each.step <= last]
         with optional("pictures", []):  # `log` reports it
             upload.add_pictures(self.store, self.run, pictures)
         self.sent = last
+
+
+def complete_epochs() -> pd.DataFrame:
+    """The history without a line that is still being written."""
+    text = HISTORY.read_text(encoding="utf-8") if HISTORY.exists() else ""
+    return read_history(io.StringIO(text[: text.rfind("\n") + 1] or "epoch\n"))
