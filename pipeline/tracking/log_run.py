@@ -28,27 +28,25 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
     made: when the results were made, if not now (ms).
     """
     record = find_pending(experiment=source.experiment, model_sha256=results.model_sha256)
+    # Otherwise the record is of an earlier training with the same model.
+    if record and record.source and record.process == dvc_process():
+        source = Source(**record.source)
     with _locked(results, record):
         run = _find(store, results, record)
-        if run and _is_complete(store, run, results):
+        if run and run.info.status == "FINISHED" and "results.sha256" in run.data.tags:
+            whole = upload.is_whole(store, run)  # otherwise it has lost its artifacts
+            left_out = [] if whole else upload.fill(store, run, results, artifact(source))
             message = _link(store, run, source.experiment)
         else:
-            # Otherwise the record is of an earlier training with the same model.
-            if record and record.source and record.process == dvc_process():
-                source = Source(**record.source)
             tags = _tags(results, source, record)
-            if run is None:
-                name = source.experiment or run_note.short_name(results.params)
-                run = store.client.create_run(store.experiment_id, made, tags, name)
-            finished = run.info.status == "FINISHED"  # it only lost its artifacts
-            if not finished:
-                store.tag(run, tags, results.params.model_dump())
-            left_out = ", ".join(upload.fill(store, run, results, artifact(source)))
-            if not finished:  # set last: FINISHED means complete
-                store.close(run.info.run_id, "FINISHED", made)
+            name = run_note.name_of(source, results.params)
+            run = run or store.client.create_run(store.experiment_id, made, tags, name)
+            store.tag(run, tags, results.params.model_dump())
+            left_out = upload.fill(store, run, results, artifact(source))
+            store.close(run.info.run_id, "FINISHED", made)  # set last: FINISHED means complete
             message = f"MLflow run {run.info.run_name}: {store.url(run)}"
-            if left_out:
-                message += f" (without what the store refuses: {left_out})"
+        if left_out:
+            message += f" (without what the store refuses: {', '.join(left_out)})"
         if record:
             record.remove()
     return message
@@ -74,11 +72,6 @@ def _find(store: Store, results: Results, record: PendingRun | None) -> Run | No
         if not run or run.data.tags.get("results.sha256") in (None, results.results_sha256):
             return run
     return store.find("results.sha256", results.results_sha256)
-
-
-def _is_complete(store: Store, run: Run, results: Results) -> bool:
-    same = run.data.tags.get("results.sha256") == results.results_sha256
-    return same and run.info.status == "FINISHED" and upload.is_whole(store, run)
 
 
 def _link(store: Store, run: Run, experiment: str) -> str:

@@ -12,8 +12,10 @@ from pipeline.params import Params
 from pipeline.runtime.git import Source
 
 
-def short_name(params: Params) -> str:
-    """The name of a run without a DVC experiment."""
+def name_of(source: Source, params: Params) -> str:
+    """The name of a run: that of the DVC experiment, or what its parameters say."""
+    if source.experiment:
+        return source.experiment
     network = f"z{params.z_dim}-h{params.h_dim}x{params.h_layers}-{params.activation}"
     return f"{network}-lr{params.learning_rate:g}-e{params.num_epochs}-s{params.seed}"
 

@@ -22,23 +22,21 @@ class Stream:
 
     @store_errors()
     def __init__(self, record: PendingRun) -> None:
-        self.store = open_store(home())
-        name = record.experiment or run_note.short_name(load_params())
+        self.store = store = open_store(home())
         source = Source(**record.source) if record.source else here()
+        self.name = run_note.name_of(source, load_params())
         tags = run_note.tags_of(record.fingerprint, record.provenance, source)
         tags["execution"] = record.execution
-        run = self.store.find("execution", record.execution)
-        if run is None:
-            run = self.store.client.create_run(self.store.experiment_id, run_name=name)
-        self.store.tag(run, tags, DEFAULTS | record.provenance["params"])
-        self.store.client.update_run(run.info.run_id, status="RUNNING", name=name)
-        self.run = run
-        self.points = upload.points_of(self.store, run)
+        run = store.find("execution", record.execution)
+        self.run = run or store.client.create_run(store.experiment_id, None, tags, self.name)
+        run_id = self.run.info.run_id
+        store.tag(self.run, tags, DEFAULTS | record.provenance["params"])
+        store.client.update_run(run_id, status="RUNNING", name=self.name)
+        self.points = upload.points_of(store, self.run)
         self.sent = -1  # the last epoch
-        mlflow.set_tracking_uri(self.store.uri)
+        mlflow.set_tracking_uri(store.uri)
         if mlflow.active_run() is None:
-            mlflow.start_run(run.info.run_id, log_system_metrics=True)
-        self.name = name
+            mlflow.start_run(run_id, log_system_metrics=True)
 
     @store_errors()
     def send(self) -> None:
