@@ -112,10 +112,8 @@ def experiments_of(run: Run) -> list[str]:
 @store_errors()
 def open_store(root: Path) -> Store:
     """The store that the environment names, or the one in `root`; it is created if necessary."""
-    folder = root / ".dvc" / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
     # MLflow crashes if several processes create the tables of one database at once.
-    with FileLock(folder / "mlflow.lock"):
+    with FileLock(root / ".dvc" / "tmp" / "mlflow.lock"):
         return existing_store(root) or _new_store(root)
 
 

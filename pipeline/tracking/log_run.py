@@ -56,7 +56,6 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
 def _locked(results: Results, record: PendingRun | None) -> Iterator[None]:
     """Exclude processes that log the same results, and the follower of this execution."""
     lock = home() / ".dvc" / "tmp" / "runs" / f"{results.results_sha256[:16]}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
     follower = FileLock(record.lock, timeout=WAIT) if record else nullcontext()
     try:
         with FileLock(lock), follower:

@@ -122,9 +122,8 @@ def download(store: Store, run: Run, folder: Path) -> bytes:
     for entry in files.list_artifacts():
         if entry.path in ("reports", DIFF):
             files.download_artifacts(entry.path, str(folder))
-    with tempfile.TemporaryDirectory() as scratch:
-        model = _model_files(store, run).download_artifacts(f"artifacts/{MODEL.name}", scratch)
-        shutil.copy(model, folder / MODEL)
+    model = _model_files(store, run).download_artifacts(f"artifacts/{MODEL.name}", str(folder))
+    shutil.move(model, folder / MODEL)
     diff = folder / DIFF
     return diff.read_bytes() if diff.exists() else b""
 
