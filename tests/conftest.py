@@ -175,6 +175,8 @@ def use_folder(patch: pytest.MonkeyPatch, folder: Path) -> None:
             patch.delenv(name)
     for name, value in SETTINGS.items():
         patch.setenv(name, value)
+    # Outside of tests, stages and the processes that they start run in the folder of their code.
+    patch.setenv("PYTHONPATH", str(ROOT))
 
 
 @contextmanager

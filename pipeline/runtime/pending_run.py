@@ -31,7 +31,6 @@ from pipeline.runtime.files import (
 )
 from pipeline.runtime.git import here
 
-CODE = Path(__file__).parents[2]
 PATIENCE = 2.0  # seconds that the follower has to finish after the training has ended
 PATIENCE_IF_FAILED = 15.0  # no `log` will follow
 
@@ -147,7 +146,6 @@ def _followed(record: PendingRun) -> Iterator[None]:
         [sys.executable, "-m", "pipeline.tracking.follower", str(record.path)],
         stdin=subprocess.PIPE,
         process_group=0,  # Ctrl-C is for the training; the follower learns of its end through stdin
-        env=os.environ | {"PYTHONPATH": f"{CODE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
     )
     end, patience = b"FAILED", PATIENCE_IF_FAILED
     try:
