@@ -18,8 +18,6 @@ FIXED = {
     "MLFLOW_TRUNCATE_LONG_VALUES": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
-for name, value in SETTINGS.items():
-    os.environ.setdefault(name, value)  # the user's own values take precedence
-os.environ.update(FIXED)
+os.environ.update(SETTINGS | os.environ | FIXED)  # the user's own values come before SETTINGS
 for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_ACTIVE_MODEL_ID"):
     os.environ.pop(name, None)  # of another program
