@@ -4,11 +4,13 @@ The noise depends neither on `seed` nor, dimension by dimension, on `z_dim`: gri
 epochs and runs can be compared cell by cell.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from pipeline.data.datasets import Split
-from pipeline.figures.grids import COLUMNS
+from pipeline.data.datasets import Split, to_unit
+from pipeline.figures.grids import COLUMNS, save_grid, save_pairs
 from pipeline.model.network import to_batch
 from pipeline.model.objective import reparameterize
 from pipeline.model.vae import VAE
@@ -29,15 +31,6 @@ def generate(model: VAE, labels: Tensor, seed: int = PROTOCOL_SEED) -> Tensor:
     return model.mean(z, labels.long().to(model.device)).cpu()
 
 
-def rows_of_labels(model: VAE, labels: Tensor) -> Tensor:
-    """The labels [N] of a grid of samples: one row per class for a conditional model.
-
-    An unconditional one ignores labels: they are `labels`, whose number is that of the samples.
-    """
-    classes = torch.arange(model.architecture.num_classes)
-    return classes.repeat_interleave(COLUMNS) if len(classes) else labels
-
-
 @one_thread()
 @torch.no_grad()
 def reconstruct(model: VAE, split: Split) -> Tensor:
@@ -46,3 +39,17 @@ def reconstruct(model: VAE, split: Split) -> Tensor:
     eps = standard_normal_columns(len(batch.x), model.z_dim, PROTOCOL_SEED, "reconstruct")
     z = reparameterize(model.encode(batch), eps.to(model.device))
     return model.mean(z, batch.y).cpu()
+
+
+def save_samples(
+    model: VAE, count: int, split: Split, generated: Path, reconstructed: Path
+) -> None:
+    """Write two grids: `count` samples from the prior, and the images with reconstructions.
+
+    The samples of a conditional model are one row per class.
+    """
+    classes = torch.arange(model.architecture.num_classes)
+    labels = classes.repeat_interleave(COLUMNS) if len(classes) else torch.zeros(count)
+    save_grid(generate(model, labels), split.image_shape, generated)
+    images = to_unit(split.images).cpu()
+    save_pairs(images, reconstruct(model, split), split.image_shape, reconstructed)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from pipeline import paths
-from pipeline.data.datasets import Split, binarize, digest, load_split, to_unit
+from pipeline.data.datasets import Split, binarize, digest, load_split
 from pipeline.errors import run
 from pipeline.evaluation import bounds, latent_code, latent_walks, plots, reconstruction
 from pipeline.evaluation.bounds import summary
 from pipeline.evaluation.classifier import classify, load_classifier
 from pipeline.evaluation.sample_quality import quality
-from pipeline.figures import grids, samples
+from pipeline.figures import samples
 from pipeline.model.likelihood import LEBESGUE
 from pipeline.model.network import Posterior, to_batch
 from pipeline.model.vae import VAE, load_vae
@@ -69,7 +69,7 @@ def main() -> None:
         others["bits_per_dim"] = bits / split.images.shape[1] + math.log2(255)
     metrics = summary(per_image | others)
     save_per_image(per_image, split, model, params)
-    save_samples(model, split)
+    samples.save_samples(model, 128, split[:64], paths.GENERATED, paths.RECONSTRUCTED)
     set_threads(1)  # the steps run at the same time, one core each
     with ThreadPoolExecutor(cores) as pool, ThreadPoolExecutor(1) as single:
         # A GPU has one thread that uses it: with two, PyTorch's code for MPS ends the process.
@@ -179,15 +179,6 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
     content = io.BytesIO()
     pyarrow.parquet.write_table(table, content, compression="zstd")
     write_output(paths.PER_IMAGE, content.getvalue())
-
-
-def save_samples(model: VAE, split: Split) -> None:
-    """Write 128 samples from the prior, and the first 64 images with their reconstructions."""
-    first = split[:64]
-    generated = samples.generate(model, samples.rows_of_labels(model, split.labels[:128]))
-    grids.save_grid(generated, split.image_shape, paths.GENERATED)
-    reconstructed = samples.reconstruct(model, first)
-    grids.save_pairs(to_unit(first.images), reconstructed, split.image_shape, paths.RECONSTRUCTED)
 
 
 if __name__ == "__main__":

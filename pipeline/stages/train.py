@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline.data.datasets import Split, digest, hold_out, load_split, to_unit
+from pipeline.data.datasets import Split, digest, hold_out, load_split
 from pipeline.errors import UserError, run, writing
-from pipeline.figures import grids, samples
+from pipeline.figures import samples
 from pipeline.model.network import Architecture
 from pipeline.model.objective import Objective
 from pipeline.model.vae import VAE, new_vae, save_vae
@@ -46,7 +46,7 @@ def main() -> None:
     if is_dynamic := params.binarize == "dynamic":
         train, _ = hold_out(load_split(DATASET, "train").to(device), params.val_size)
     # The last images of the dataset: the same in every run, and held out if val_size allows it.
-    shown = split[-NUM_SAMPLES:]
+    shown = split[-NUM_PAIRS:]
     model = build_model(params, split).to(device)
     objective = chosen(Objective, params)
     optimizer = Optimizer(
@@ -142,12 +142,8 @@ def write_epochs(
 
 def save_samples(model: VAE, shown: Split, epoch: int) -> None:
     """Write what the model generates and reconstructs after `epoch`."""
-    last = shown[-NUM_PAIRS:]
-    generated = samples.generate(model, samples.rows_of_labels(model, shown.labels))
-    pairs = to_unit(last.images).cpu(), samples.reconstruct(model, last)
-    end = f"epoch-{epoch:04d}.png"
-    grids.save_grid(generated, shown.image_shape, SAMPLES / f"generated-{end}")
-    grids.save_pairs(*pairs, shown.image_shape, SAMPLES / f"reconstructed-{end}")
+    paths = [SAMPLES / f"{what}-epoch-{epoch:04d}.png" for what in ("generated", "reconstructed")]
+    samples.save_samples(model, NUM_SAMPLES, shown, *paths)
 
 
 def append(record: Record) -> None:

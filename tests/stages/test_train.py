@@ -131,7 +131,7 @@ def test_a_training_that_stops_early_writes_its_best_model_and_the_pictures_of_i
     assert f"stopped after epoch {last}: " in output.err
     assert f"wrote the weights of epoch {best} as " in output.out
     assert [*history] == columns(NEG_ELBO, "cosine") and history["lr"].is_monotonic_decreasing
-    _, shown = hold_out(load_split(paths.DATASET, "train"), train.NUM_SAMPLES)
+    _, shown = hold_out(load_split(paths.DATASET, "train"), train.NUM_PAIRS)
     train.save_samples(load_vae(paths.MODEL), shown, epoch=0)
     for kind in ("generated", "reconstructed"):
         of_model, of_last = (paths.SAMPLES / f"{kind}-epoch-{epoch:04d}.png" for epoch in (0, last))
