@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pyarrow
@@ -71,19 +71,15 @@ def main() -> None:
     save_per_image(per_image, split, model, params)
     samples.save_samples(model, 128, split[:64], paths.GENERATED, paths.RECONSTRUCTED)
     set_threads(1)  # the steps run at the same time, one core each
-    with ThreadPoolExecutor(cores) as pool, ThreadPoolExecutor(1) as single:
-        # A GPU has one thread that uses it: with two, PyTorch's code for MPS ends the process.
-        on_device = pool if device.type == "cpu" else single
-        prior = on_device.submit(bounds.prior_bounds, model, split, recons, params.eval_samples)
-        generated = on_device.submit(samples.generate, model, split.labels)
-        encoded = on_device.submit(bounds.encode, model, train)
-        on_cpu = model if device.type == "cpu" else load_vae(paths.MODEL)
-        steps = (  # the longest first
-            pool.submit(compare_samples, on_cpu, generated),
-            pool.submit(describe_code, on_cpu, split, posterior),
-            pool.submit(predict_labels, encoded, train, split, posterior),
-            pool.submit(describe_bounds, nll, prior, params.eval_samples),
-        )
+    with ThreadPoolExecutor(cores) as pool:
+        # Only this thread uses a GPU: with two, PyTorch's code for MPS ends the process.
+        generated = samples.generate(model, split.labels)
+        steps = [pool.submit(compare_samples, model.architecture.num_classes, generated)]
+        steps.append(pool.submit(describe_code, load_vae(paths.MODEL), split, posterior))
+        mu = bounds.encode(model, train).mu
+        steps.append(pool.submit(predict_labels, mu, train, split, posterior))
+        prior = bounds.prior_bounds(model, split, recons, params.eval_samples)
+        steps.append(pool.submit(describe_bounds, nll, prior, params.eval_samples))
     for step in steps:
         metrics |= step.result()
     metrics["num_images"] = len(split.images)
@@ -96,11 +92,8 @@ def main() -> None:
     print("evaluate: to compare it with other runs: python -m pipeline compare")
 
 
-def describe_bounds(
-    nll: bounds.NllBounds, prior_bounds: Future[Tensor], num_samples: int
-) -> dict[str, float]:
+def describe_bounds(nll: bounds.NllBounds, prior: Tensor, num_samples: int) -> dict[str, float]:
     """Write and draw the bounds of −log p(x) over K; return that from the prior."""
-    prior = prior_bounds.result()
     columns = zip(nll.widened.T, nll.plain.T, prior.T, strict=True)
     table = pd.DataFrame([summary(dict(zip(PROPOSALS, column, strict=True))) for column in columns])
     table.insert(0, "k", bounds.sample_sizes(num_samples))
@@ -132,16 +125,16 @@ def describe_code(model: VAE, split: Split, posterior: Posterior) -> dict[str, f
 
 
 def predict_labels(
-    encoded: Future[Posterior], train: Split, test: Split, posterior: Posterior
+    train_mu: Tensor, train: Split, test: Split, posterior: Posterior
 ) -> dict[str, float]:
     """Accuracy of classifiers trained on the training images' μ at predicting the label, if any."""
     if not test.has_labels:
         return {}
-    codes = (encoded.result().mu, train.labels, posterior.mu, test.labels)
+    codes = (train_mu, train.labels, posterior.mu, test.labels)
     return summary({name: latent_code.correct(name, *codes) for name in latent_code.PROBES})
 
 
-def compare_samples(model: VAE, generated: Future[Tensor]) -> dict[str, float]:
+def compare_samples(num_classes: int, generated: Tensor) -> dict[str, float]:
     """Compare as many prior samples as test images with these, gray; write the classes of both.
 
     Without labels there is no classifier: the table of classes is empty.
@@ -151,14 +144,14 @@ def compare_samples(model: VAE, generated: Future[Tensor]) -> dict[str, float]:
         write_output(paths.CLASSES, b"label,samples,test\n")
         return {}
     classifier = load_classifier(paths.CLASSIFIER)
-    fake = classify(classifier, generated.result())
+    fake = classify(classifier, generated)
     real = classify(classifier, split.images)
     found = {"samples": fake.classes, "test": real.classes}
     counts = {name: each.bincount(minlength=classifier.num_classes) for name, each in found.items()}
     shares = pd.DataFrame(counts) / len(split.images)
     write_output(paths.CLASSES, shares.rename_axis("label").to_csv().encode())
     scores = quality(real.features, fake.features)
-    if model.architecture.num_classes:
+    if num_classes:
         scores |= summary({"label_agreement": fake.classes == split.labels})
     return scores
 
