@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.runtime.randomness import PROTOCOL_SEED, generator
-from pipeline.runtime.tensor_file import read_tensors, write_tensors
+from pipeline.runtime.tensor_file import read_tensors, reading, write_tensors
 
 # Of the fixed binarization of each split.
 PURPOSES = {"train": "binarize/train", "test": "binarize"}
@@ -56,12 +56,9 @@ def load_split(path: Path, split: str, binarization: str = "none") -> Split:
     Raises UserError if the file is missing or not a dataset.
     """
     tensors = read_tensors(path)
-    try:
+    with reading(path):
         images = tensors[f"{split}_images"]
         height, width = images.shape[1:]
-    except (KeyError, ValueError) as error:
-        message = "is not a dataset of this project; run `dvc repro download`"
-        raise UserError(path, message) from error
     labels = tensors.get(f"{split}_labels", images.new_zeros(len(images)))
     flat = images.flatten(start_dim=1)
     if binarization != "none":

@@ -17,10 +17,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from pipeline.data.datasets import Split, to_unit
-from pipeline.errors import UserError
 from pipeline.runtime.device import one_thread
 from pipeline.runtime.randomness import PROTOCOL_SEED, generator, permutation, seeded
-from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
+from pipeline.runtime.tensor_file import read_header, read_tensors, reading, write_tensors
 
 SIDE = 20  # the smallest input of the convolutions
 FEATURES = 64  # ReLU of batch-normalized sums: none is always 0
@@ -119,10 +118,8 @@ def save_classifier(model: Classifier, path: Path) -> None:
 
 def load_classifier(path: Path) -> Classifier:
     """The classifier in `path`, on the CPU, in eval mode. Raises UserError if it is not one."""
-    try:
+    with reading(path):
         header = read_header(path)["classifier"]
         model = Classifier(tuple(header["image_shape"]), header["num_classes"])
         model.load_state_dict(read_tensors(path))
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(path, "is not a classifier; run `dvc repro train_classifier`") from error
     return model.eval()

@@ -35,22 +35,23 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[s
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """All tensors of the file, on the CPU. Raises UserError if it is not a tensor file."""
-    with _reading(path), safe_open(path, framework="pt") as file:
+    with reading(path), safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """The header of the file. Raises UserError if it is not a tensor file of this project."""
-    with _reading(path), safe_open(path, framework="numpy") as file:
+    with reading(path), safe_open(path, framework="numpy") as file:
         return json.loads((file.metadata() or {})[HEADER])
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Turn what is wrong with a tensor file, or missing in it, into a UserError about `path`."""
     try:
         yield
     except OSError as error:
         raise NoResultsError(path, "cannot be read; run `dvc repro`") from error
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         message = "is not a valid file of this project; run `dvc repro`"
         raise UserError(path, message) from error
