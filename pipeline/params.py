@@ -86,9 +86,22 @@ def load_params(path: Path = PARAMS) -> Params:
 
 
 def check_params(content: dict[str, Any], name: str) -> Params:
-    """Check `content`, which is called `name`. Raises UserError about the key."""
+    """Check `content`, which is called `name`. Raises UserError about the key.
+
+    It may be a parameter that another one leaves without meaning.
+    """
     params = check_each(content, name)
-    check_combination(params, name)
+    for key, other, values in NEEDS:
+        value, given = getattr(params, key), getattr(params, other)
+        if value != DEFAULTS[key] and given not in values:
+            message = f"has no meaning with {other}: {given} (got {value!r})"
+            raise UserError(f"{name}: {key}", message)
+    if params.warmup_epochs >= params.num_epochs:
+        message = f"must be less than num_epochs: {params.num_epochs} (got {params.warmup_epochs})"
+        raise UserError(f"{name}: warmup_epochs", message)
+    if params.sigma == "optimal" and params.objective != "elbo":
+        message = f"optimal is the optimum of elbo only (objective: {params.objective})"
+        raise UserError(f"{name}: sigma", message)
     return params
 
 
@@ -103,21 +116,6 @@ def check_each(content: dict[str, Any], name: str) -> Params:
         value = "" if first["type"] == "missing" else f" (got {content[key]!r:.60})"
         reasons = [detail["msg"] for detail in error.errors() if detail["loc"][0] == key]
         raise UserError(f"{name}: {key}", f"{'; or '.join(reasons)}{value}") from error
-
-
-def check_combination(params: Params, name: str) -> None:
-    """Raise UserError about a parameter that another one leaves without meaning."""
-    for key, other, values in NEEDS:
-        value, given = getattr(params, key), getattr(params, other)
-        if value != DEFAULTS[key] and given not in values:
-            message = f"has no meaning with {other}: {given} (got {value!r})"
-            raise UserError(f"{name}: {key}", message)
-    if params.warmup_epochs >= params.num_epochs:
-        message = f"must be less than num_epochs: {params.num_epochs} (got {params.warmup_epochs})"
-        raise UserError(f"{name}: warmup_epochs", message)
-    if params.sigma == "optimal" and params.objective != "elbo":
-        message = f"optimal is the optimum of elbo only (objective: {params.objective})"
-        raise UserError(f"{name}: sigma", message)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
