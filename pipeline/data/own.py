@@ -91,7 +91,7 @@ def _requirements(arrays: Arrays) -> Iterator[tuple[bool, str]]:
     """Whether each holds, and its text; one may rely on those before it."""
     which = "must contain images, maybe test_images, and labels of all of them or of none"
     yield set(arrays) in NAMES, which
-    images = [arrays[name] for name in LABELS if name in arrays]
+    images, labels = zip(*_pairs(arrays), strict=True)
     kinds = {(each.dtype.name, each.ndim) for each in images}
     yield kinds == {("uint8", 3)}, "images must be uint8 [N, height, width], one channel"
     sizes = {each.shape[1:] for each in images}
@@ -99,7 +99,6 @@ def _requirements(arrays: Arrays) -> Iterator[tuple[bool, str]]:
     yield SIDES.issuperset(*sizes), f"sides must be {min(SIDES)} to {max(SIDES)} pixels"
     fewest = MIN_IMAGES * (TEST_SHARE if len(images) == 1 else 1)
     yield min(map(len, images)) >= fewest, f"must have {fewest} images or more"
-    labels = [own for _, own in _pairs(arrays)]
     counts = [(len(each),) for each in images]
     yield [each.shape for each in labels] == counts, "must have one label per image"
     yield all(each.dtype.kind in "iu" for each in labels), "labels must be integers"
@@ -112,7 +111,7 @@ def _requirements(arrays: Arrays) -> Iterator[tuple[bool, str]]:
 def _pairs(arrays: Arrays) -> list[tuple[Array, Array]]:
     """Images and labels of each split. Without labels all are of one class."""
     return [
-        (arrays[name], arrays.get(label, np.zeros(len(arrays[name]), int)))
+        (arrays[name], arrays.get(label, np.zeros(arrays[name].shape[:1], int)))
         for name, label in LABELS.items()
         if name in arrays
     ]
@@ -127,7 +126,6 @@ def _split(arrays: Arrays) -> Splits:
     if len(tensors) == 1:
         test, train = train.tensor_split([len(train) // TEST_SHARE])
         tensors.append((images[test], labels[test]))
-    test_images, test_labels = tensors[1]
     if len(labels[train].unique()) == 1:
-        return {"train": (images[train], None), "test": (test_images, None)}
-    return {"train": (images[train], labels[train]), "test": (test_images, test_labels)}
+        return {"train": (images[train], None), "test": (tensors[1][0], None)}
+    return {"train": (images[train], labels[train]), "test": tensors[1]}
