@@ -19,13 +19,16 @@ Shape = tuple[int, int]  # height, width
 
 def save_grid(images: Tensor, shape: Shape, path: Path, columns: int = COLUMNS) -> None:
     """Write images [N, D] in [0, 1] as a grid, row by row."""
-    _save(tile(images.view(-1, *shape), columns), path)
+    grid = tile(images.view(-1, *shape), columns)
+    content = io.BytesIO()
+    Image.fromarray(grid.mul(255).round().byte().numpy()).save(content, "PNG")
+    write_output(path, content.getvalue())
 
 
 def save_pairs(left: Tensor, right: Tensor, shape: Shape, path: Path, columns: int = 8) -> None:
     """Write pairs as a grid, such as each image left of its reconstruction; [N, D] in [0, 1]."""
     pairs = torch.cat([left.view(-1, *shape), right.view(-1, *shape)], dim=2)
-    _save(tile(pairs, columns), path)
+    save_grid(pairs, (shape[0], 2 * shape[1]), path, columns)
 
 
 def tile(cells: Tensor, columns: int) -> Tensor:
@@ -39,9 +42,3 @@ def tile(cells: Tensor, columns: int) -> Tensor:
     rows = bordered.unflatten(0, (-1, columns)).transpose(1, 2)  # [R, h + 1, C, w + 1]
     grid = rows.flatten(2, 3).flatten(0, 1)
     return F.pad(grid, (0, 1, 0, 1), value=GAP)
-
-
-def _save(grid: Tensor, path: Path) -> None:
-    content = io.BytesIO()
-    Image.fromarray(grid.mul(255).round().byte().numpy()).save(content, "PNG")
-    write_output(path, content.getvalue())
