@@ -138,6 +138,5 @@ def _normal(like: Tensor, noise: torch.Generator) -> Tensor:
 
 def _energy(state: State, momentum: Tensor, beta: Tensor) -> Tensor:
     """−log of the density of u and momentum, up to a constant."""
-    return (
-        0.5 * (state.u.square() + momentum.square()).sum(dim=1, keepdim=True) - beta * state.log_w
-    )
+    squares = (state.u.square() + momentum.square()).sum(dim=1, keepdim=True)
+    return 0.5 * squares - beta * state.log_w

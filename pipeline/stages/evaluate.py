@@ -84,8 +84,8 @@ def main() -> None:
         metrics |= step.result()
     metrics["num_images"] = len(split.images)
     headline = {name: metrics[name] for name in HEADLINE if name in metrics}
-    for path, values in ((paths.METRICS, headline), (paths.EVALUATION, metrics)):
-        write_json(path, {"test": values})
+    write_json(paths.METRICS, {"test": headline})
+    write_json(paths.EVALUATION, {"test": metrics})
     shown = "-log p(x) <= {nll:.2f} +/- {nll_se:.2f} nats per image, -ELBO {neg_elbo:.2f}"
     print(f"evaluate: {len(split.images)} test images:", shown.format(**metrics))
     print(f"evaluate: wrote {paths.EVALUATION}, {paths.METRICS}, tables and figures")
