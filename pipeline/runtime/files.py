@@ -82,7 +82,6 @@ def try_lock(path: Path) -> bool:
     if path in _held:
         return True
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         lock.acquire(blocking=False)
     except Timeout:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,16 @@ def load_pending(path: Path) -> PendingRun:
 
 
 def pending_runs() -> list[PendingRun]:
-    """All records that can be read."""
+    """All records that can be read, the newest first."""
     records = []
-    for path in sorted(_folder().glob("*.json")):
+    for path in _folder().glob("*.json"):
         with suppress(OSError, ValueError, TypeError):
-            records.append(load_pending(path))
-    return records
+            records.append((path.stat().st_mtime_ns, load_pending(path)))
+    return [record for _, record in sorted(records, key=itemgetter(0), reverse=True)]
 
 
 def find_pending(**values: str) -> PendingRun | None:
-    """A record with these values, for example of `experiment` and `model_sha256`."""
+    """The newest record with these values, for example of `experiment` and `model_sha256`."""
     for record in pending_runs():
         if all(getattr(record, name) == value for name, value in values.items()):
             return record
