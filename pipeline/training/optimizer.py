@@ -58,13 +58,11 @@ class Optimizer:
             # A graph reads a tensor at every launch, as float32; a number stays as it was recorded.
             dtype = torch.float64 if model.device.type == "cpu" else torch.float32
             self._rate = torch.tensor(learning_rate, dtype=dtype, device=model.device)
-        weights = list(model.parameters())
-        self._moments = {
-            "exp_avg": [torch.zeros_like(each) for each in weights],
-            "exp_avg_sq": [torch.zeros_like(each) for each in weights],
-        }
+        weights = dict(model.named_parameters())
+        self._averages = {f"exp_avg.{name}": torch.zeros_like(weights[name]) for name in weights}
+        self._squares = {f"exp_avg_sq.{name}": torch.zeros_like(weights[name]) for name in weights}
         self._step = torch.zeros((), device=model.device)
-        self._piece = piece_size(weights) if model.device.type == "cuda" else None
+        self._piece = piece_size(list(weights.values())) if model.device.type == "cuda" else None
 
     def begin_epoch(self, epoch: int) -> float:
         """Use the learning rate of this epoch, the first being 1, and return it."""
@@ -94,8 +92,9 @@ class Optimizer:
     def _update(self) -> None:
         # The function below torch.optim.AdamW: creating an object of that class imports PyTorch's
         # compiler, which takes more than a second.
-        states = zip(self.model.parameters(), *self._moments.values(), strict=True)
-        rows = [(each, each.grad, *moments) for each, *moments in states if each.grad is not None]
+        moments = self._averages.values(), self._squares.values()
+        states = zip(self.model.parameters(), *moments, strict=True)
+        rows = [(each, each.grad, *others) for each, *others in states if each.grad is not None]
         parameters, gradients, averages, squares = map(self._pieces, zip(*rows, strict=True))
         self._step.add_(1)
         torch._fused_adamw_(
@@ -111,11 +110,8 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that the next epoch depends on, by name: weights, moments and step count."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        names = [name for name, _ in self.model.named_parameters()]
-        for key, moments in self._moments.items():
-            tensors |= {f"{key}.{name}": each for name, each in zip(names, moments, strict=True)}
-        return tensors | {"step": self._step}
+        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return weights | self._averages | self._squares | {"step": self._step}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
