@@ -35,10 +35,9 @@ def prepare_device(name: str) -> torch.device:
     best = "cuda" if gpus else "cpu"
     device = torch.device(best if name == "auto" else name)
     if (device.index or 0) >= counts[device.type]:
-        built = (
-            "" if torch.version.cuda or torch.version.hip else ", or PyTorch is built without it"
+        message = (
+            f"PyTorch finds no device {name} on this machine; `device: auto` is the best it has"
         )
-        message = f"this machine has no device {name}{built}; `device: auto` is the best it has"
         raise UserError(KEY, message)
     return _prepare_gpu(device.index, gpus) if device.type == "cuda" else device
 
