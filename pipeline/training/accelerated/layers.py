@@ -42,7 +42,7 @@ class Rows:
             torch.ops.aten.mm.dtype_out(d.t(), a, self.weight_grad.dtype, out=self.weight_grad)
         else:  # where no product of bfloat16 gives float32
             self.weight_grad.copy_(torch.mm(d.t(), a))
-        _set_sum(self.bias_grad, d)
+        torch.sum(d, dim=0, dtype=self.bias_grad.dtype, out=self.bias_grad)
 
     def backward(self, d: Tensor) -> Tensor:
         """The gradient of the input [B, in], given that of the output [B, out]."""
@@ -87,7 +87,7 @@ class Columns:
             torch.bmm(*factors, out=self.weight_grad)
         else:
             self.weight_grad.copy_(torch.bmm(*factors))
-        _set_sum(self.bias_grad, d)
+        torch.sum(d, dim=0, dtype=self.bias_grad.dtype, out=self.bias_grad)
 
     def backward(self, d: Tensor) -> Tensor:
         """See Rows."""
@@ -105,10 +105,6 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 def _activated(x: Tensor, activation: nn.Module | None) -> tuple[Tensor, Tensor]:
     return x, x if activation is None else activation(x)
-
-
-def _set_sum(total: Tensor, d: Tensor) -> None:
-    torch.sum(d, dim=0, dtype=total.dtype, out=total)
 
 
 def _halves(matrix: Tensor) -> Tensor:
