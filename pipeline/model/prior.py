@@ -89,13 +89,10 @@ class Mixture:
 
     def kl_per_dimension(self, posterior: Posterior, z: Tensor, eps: Tensor) -> Tensor:
         """log q(z_j|x) − log p(z_j) at z [B, Z], where p(z_j) is a mixture too."""
-        parts = zip(z.T, self.mu.T, self.log_var.T, strict=True)
-        marginals = [
-            Mixture(self.log_weights, Posterior(mu.unsqueeze(1), log_var.unsqueeze(1))).log_prob(
-                z_j.unsqueeze(1)
-            )
-            for z_j, mu, log_var in parts
-        ]
+        marginals = []
+        for j in range(z.shape[1]):
+            components = Posterior(self.mu[:, j, None], self.log_var[:, j, None])
+            marginals.append(Mixture(self.log_weights, components).log_prob(z[:, j, None]))
         return -0.5 * (posterior.log_var + eps.square() + LOG_2PI) - torch.stack(marginals, dim=1)
 
     def kl(self, posterior: Posterior, z: Tensor, eps: Tensor) -> Tensor:
