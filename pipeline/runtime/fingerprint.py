@@ -28,7 +28,7 @@ def provenance(params: Mapping[str, object], device: str) -> dict[str, Any]:
     params: at least the parameters that `train` declares in dvc.yaml.
     device: the device that is used, by `device_name`.
     """
-    declared = [key for key in _stage("train", CODE)["params"] if key not in NOT_IN_RESULTS]
+    declared = [key for key in _train_stage(CODE)["params"] if key not in NOT_IN_RESULTS]
     return {
         "params": {key: params[key] for key in declared if params[key] != DEFAULTS.get(key)},
         "device": device,
@@ -40,30 +40,27 @@ def provenance(params: Mapping[str, object], device: str) -> dict[str, Any]:
 def fingerprint(
     provenance: Mapping[str, Any], params: Mapping[str, object], root: Path = CODE
 ) -> str:
-    """The sha256 of the provenance, all parameters that `train` declares, and its code."""
+    """The sha256 of the provenance, and of the parameters and code that `train` declares.
+
+    root: the folder of dvc.yaml and the code.
+    """
+    stage = _train_stage(root)
+    code = [dependency for dependency in stage["deps"] if dependency.startswith("pipeline/")]
     inputs = {
         "provenance": provenance,
-        "params": {key: params[key] for key in _stage("train", root)["params"]},
-        "code": code_sha256("train", root),
+        "params": {key: params[key] for key in stage["params"]},
+        "code": {dependency: _sha256(root / dependency) for dependency in code},
     }
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def code_sha256(stage: str, root: Path = CODE) -> dict[str, str]:
-    """The sha256 of each code dependency that `stage` declares in the dvc.yaml under `root`.
-
-    A directory is hashed over the names and contents of its Python files.
-    """
-    dependencies = [dep for dep in _stage(stage, root)["deps"] if dep.startswith("pipeline/")]
-    return {dependency: _sha256(root / dependency) for dependency in dependencies}
-
-
-def _stage(name: str, root: Path) -> Any:
-    return read_yaml(root / DVC_YAML)["stages"][name]
+def _train_stage(root: Path) -> Any:
+    return read_yaml(root / DVC_YAML)["stages"]["train"]
 
 
 def _sha256(path: Path) -> str:
+    """Of a file, or of the names and contents of the Python files of a directory."""
     if path.is_file():
         return sha256_file(path)
     files = [(file, file.relative_to(path).as_posix()) for file in modules(path)]
