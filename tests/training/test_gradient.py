@@ -51,7 +51,7 @@ def test_on_a_cpu_columns_of_even_width_may_use_two_threads(h_dim, precision, th
     optimizer = Optimizer(small_vae(h_dim=h_dim), 1e-3, precision)
     gradient = checked_gradient(optimizer, *batch(8))
     assert gradient.model is optimizer.working
-    assert isinstance(gradient.encoder[0].linear, Columns) and gradient.max_threads == threads
+    assert isinstance(gradient.encoder[0], Columns) and gradient.max_threads == threads
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 
 class Rows:
-    """A linear layer in the usual layout. It keeps views of parameters and gradients.
+    """A linear layer and its activation in the usual layout.
+
+    It keeps views of parameters and gradients.
 
     master: the layer that is given the gradients, maybe `layer` itself.
     """
@@ -20,19 +22,21 @@ class Rows:
     def __init__(self, layer: nn.Linear, master: nn.Linear) -> None:
         self.weight, self.bias = layer.weight.detach(), layer.bias.detach()
         self.weight_grad, self.bias_grad = _gradient(master.weight), _gradient(master.bias)
+        self.activation: nn.Module = nn.Identity()
 
     @staticmethod
     def arrange(a: Tensor) -> Tensor:
         """The same values in this layout."""
         return a
 
-    def __call__(self, a: Tensor, activation: nn.Module | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """[B, in] -> [B, out] before and after the activation."""
         # The derivative of ReLU does not need the former. MPS has no such product.
-        if isinstance(activation, nn.ReLU) and not a.is_mps:
+        if isinstance(self.activation, nn.ReLU) and not a.is_mps:
             output = torch._addmm_activation(self.bias, a, self.weight.t())
             return output, output
-        return _activated(F.linear(a, self.weight, self.bias), activation)
+        x = F.linear(a, self.weight, self.bias)
+        return x, self.activation(x)
 
     def set_gradients(self, a: Tensor, d: Tensor) -> None:
         """Set the gradients of the parameters, given input and gradient of the output."""
@@ -63,6 +67,7 @@ class Columns:
         self.max_threads = len(self.weight)
         self.bias = layer.bias.detach().view(len(self.weight), -1, 1)
         self.bias_grad = _gradient(master.bias)
+        self.activation: nn.Module = nn.Identity()
         # In a layer with more inputs than outputs the halves of `backward` are those of the input.
         self._by_input = layer.in_features > layer.out_features
         self._transposed = _halves(weight.t()) if self._by_input else self.weight.transpose(1, 2)
@@ -73,11 +78,11 @@ class Columns:
         # As three dimensions: PyTorch transposes a matrix on one core.
         return _halves(a.t()).contiguous().flatten(0, 1).t()
 
-    def __call__(self, a: Tensor, activation: nn.Module | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """See Rows."""
         inputs = a.t().expand(len(self.weight), -1, -1)
-        product = torch.baddbmm(self.bias, self.weight, inputs)
-        return _activated(product.flatten(0, 1).t(), activation)
+        x = torch.baddbmm(self.bias, self.weight, inputs).flatten(0, 1).t()
+        return x, self.activation(x)
 
     def set_gradients(self, a: Tensor, d: Tensor) -> None:
         """See Rows."""
@@ -101,10 +106,6 @@ def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
-
-
-def _activated(x: Tensor, activation: nn.Module | None) -> tuple[Tensor, Tensor]:
-    return x, x if activation is None else activation(x)
 
 
 def _halves(matrix: Tensor) -> Tensor:

@@ -22,18 +22,12 @@ from pipeline.training.accelerated.side_stream import SideStream
 aten = torch.ops.aten  # has the derivatives that autograd itself calls
 # Of the gradient of a(x), x and a(x): the gradient of x.
 DERIVATIVES: dict[type[nn.Module], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    nn.Identity: lambda d, _, a: d,
     nn.ReLU: lambda d, _, a: aten.threshold_backward(d, a, 0),
     nn.Tanh: lambda d, _, a: aten.tanh_backward(d, a),
     nn.GELU: lambda d, x, _: aten.gelu_backward(d, x),
     nn.SiLU: lambda d, x, _: aten.silu_backward(d, x),
 }
-
-
-class Layer(NamedTuple):
-    """A linear layer and what follows it."""
-
-    linear: Rows | Columns
-    activation: nn.Module | None
 
 
 class Values(NamedTuple):
@@ -68,7 +62,7 @@ class PerceptronGradient:
         self.encoder = _layers(network.encoder, masters.encoder, layer_type)
         self.decoder = _layers(network.decoder, masters.decoder, layer_type)
         layers = [*self.encoder, *self.decoder]
-        self.max_threads = min(layer.linear.max_threads for layer in layers)
+        self.max_threads = min(layer.max_threads for layer in layers)
         self.aside = SideStream(model.device)
 
     @torch.no_grad()
@@ -105,26 +99,26 @@ class PerceptronGradient:
 
 def _layers(
     modules: nn.Sequential, masters: nn.Sequential, layer_type: type[Rows] | type[Columns]
-) -> list[Layer]:
-    layers: list[Layer] = []
+) -> list[Rows | Columns]:
+    layers: list[Rows | Columns] = []
     for module, master in zip(modules, masters, strict=True):
         if isinstance(module, nn.Linear):
-            layers.append(Layer(layer_type(module, cast(nn.Linear, master)), None))
+            layers.append(layer_type(module, cast(nn.Linear, master)))
         else:
-            layers[-1] = layers[-1]._replace(activation=module)
+            layers[-1].activation = module
     return layers
 
 
-def _forward(layers: Sequence[Layer], a: Tensor) -> list[Values]:
+def _forward(layers: Sequence[Rows | Columns], a: Tensor) -> list[Values]:
     values = []
     for layer in layers:
-        values.append(Values(a, *layer.linear(a, layer.activation)))
+        values.append(Values(a, *layer(a)))
         a = values[-1].output
     return values
 
 
 def _backward(
-    layers: Sequence[Layer], values: Sequence[Values], d: Tensor, aside: SideStream, *,
+    layers: Sequence[Rows | Columns], values: Sequence[Values], d: Tensor, aside: SideStream, *,
     to_input: bool = True,
 ) -> Tensor:  # fmt: skip
     """Set the gradients of the layers, given that of their output; return that of their input.
@@ -132,10 +126,9 @@ def _backward(
     Without `to_input` the last product is left out, and the return value is of no use.
     """
     for i in reversed(range(len(layers))):
-        (linear, activation), (a, x, output) = layers[i], values[i]
-        if activation is not None:
-            d = DERIVATIVES[type(activation)](d, x, output)
-        aside(linear.set_gradients, a, d)
+        layer, (a, x, output) = layers[i], values[i]
+        d = DERIVATIVES[type(layer.activation)](d, x, output)
+        aside(layer.set_gradients, a, d)
         if i > 0 or to_input:
-            d = linear.backward(d)
+            d = layer.backward(d)
     return d
