@@ -49,16 +49,14 @@ class PerceptronGradient:
     def __init__(
         self, model: VAE, layer_type: type[Rows] | type[Columns], master: VAE | None = None
     ) -> None:
-        network = model.network
-        others = (type(model.likelihood), type(model.prior))
-        if type(network) is not MLP or others != (Bernoulli, StandardNormal):
-            raise TypeError("a gradient is written out for mlp, bernoulli and normal only")
-        if model.architecture.num_classes:
-            raise TypeError("no gradient is written out for conditional models")
+        kinds = (type(model.network), type(model.likelihood), type(model.prior))
+        if kinds != (MLP, Bernoulli, StandardNormal) or model.architecture.num_classes:
+            message = "a gradient is written out for unconditional mlp, bernoulli and normal only"
+            raise TypeError(message)
         self.model = model
         self.kl_weight = torch.ones((), device=model.device)  # not read
         self.arrange = layer_type.arrange
-        masters = cast(MLP, (master or model).network)
+        network, masters = cast(MLP, model.network), cast(MLP, (master or model).network)
         self.encoder = _layers(network.encoder, masters.encoder, layer_type)
         self.decoder = _layers(network.decoder, masters.decoder, layer_type)
         layers = [*self.encoder, *self.decoder]
