@@ -78,12 +78,11 @@ class Optimizer:
         if self.working is self.model:
             self._update()
             return
-        pairs = list(zip(self.model.parameters(), self.working.parameters(), strict=True))
-        for parameter, working in pairs:
+        weights, copies = tuple(self.model.parameters()), tuple(self.working.parameters())
+        for weight, working in zip(weights, copies, strict=True):
             if working.grad is not None:  # else it is there already
-                parameter.grad = working.grad.float()
+                weight.grad = working.grad.float()
         self._update()
-        weights, copies = map(list, zip(*pairs, strict=True))
         torch._foreach_copy_(copies, weights)
         buffers = zip(self.model.buffers(), self.working.buffers(), strict=True)
         for buffer, working_buffer in buffers:  # statistics of normalization layers
