@@ -55,7 +55,7 @@ class StandardNormal(nn.Module):
         return (math.log(scale) + 0.5 * (log_var + eps.square() - z.square())).sum(dim=-1)
 
     def kl_per_dimension(self, posterior: Posterior, z: Tensor, eps: Tensor) -> Tensor:
-        """In closed form."""
+        """In closed form: `z` is not read, and may contain any number of draws."""
         return gaussian_kl(posterior.mu.unsqueeze(-1), posterior.log_var.unsqueeze(-1))
 
     def kl(self, posterior: Posterior, z: Tensor, eps: Tensor) -> Tensor:
