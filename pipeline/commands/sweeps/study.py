@@ -7,8 +7,6 @@ a remote did not answer) waits again, with the parameters that were drawn.
 
 import os
 import re
-import sqlite3
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -18,11 +16,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
-from optuna.exceptions import (
-    ExperimentalWarning,
-    StorageInternalError,
-    UpdateFinishedTrialError,
-)
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -44,8 +38,6 @@ NAME = r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*"
 STORE_ERRORS = (StorageInternalError, SQLAlchemyError, ImportError)
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 
-# What Optuna calls experimental is in it since 2021.
-warnings.simplefilter("ignore", ExperimentalWarning)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
@@ -118,32 +110,26 @@ def load(name: str, root: Path) -> tuple[Study, Plan]:
     if planned is None or len(study.trials) < planned["trials"]:
         raise UserError(name, "was not planned to the end; run the same `sweep new` again")
     plan = Plan(**planned)
-    storage, sampler = _storage(root, plan.grace), SAMPLERS[plan.sampler]()
-    return optuna.load_study(study_name=name, storage=storage, sampler=sampler), plan
+    storage.heartbeat_interval = storage.grace_period = plan.grace
+    study.sampler = SAMPLERS[plan.sampler]()
+    return study, plan
 
 
-def _storage(root: Path, grace: int | None = None) -> RDBStorage:
+def _storage(root: Path) -> RDBStorage:
     """The store that OPTUNA_STORAGE names, or sweeps.db in the root."""
     url = os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{root / 'sweeps.db'}"
     is_sqlite = url.startswith("sqlite:")
-    # A server closes connections that were silent for hours.
-    options = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True}  # a server closes silent connections
+    if is_sqlite:  # without isolation level: or Python's module begins transactions of its own
+        options = {"connect_args": {"timeout": 60, "isolation_level": None}}
     try:
-        storage = RDBStorage(
-            url, engine_kwargs=options, heartbeat_interval=grace, grace_period=grace
-        )
+        storage = RDBStorage(url, engine_kwargs=options)
     except (ValueError, KeyError) as error:
         raise UserError("OPTUNA_STORAGE", f"is not the address of a database ({error})") from error
     if is_sqlite:
         # Optuna takes a trial with SELECT ... FOR UPDATE, which SQLite ignores.
-        event.listen(storage.engine, "connect", _without_begin)
         event.listen(storage.engine, "begin", _begin_immediate)
-        storage.engine.dispose()
     return storage
-
-
-def _without_begin(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None  # or Python's module begins a transaction of its own
 
 
 def _begin_immediate(connection: Connection) -> None:
