@@ -114,19 +114,12 @@ def _values(key: str, text: str, base: Params) -> BaseDistribution:
 
 def _range(key: str, match: re.Match[str], base: Params) -> BaseDistribution:
     low, high = (_parsed(key, match[end]) for end in ("low", "high"))
-    log = match["log"] is not None
-    for end in (low, high):
-        if isinstance(end, bool) or not isinstance(end, int | float):
-            raise UserError(f"sweep: {key}", f"has a range of numbers only (got {end!r})")
-    if low >= high:
-        raise UserError(f"sweep: {key}", f"is an empty range ({match[0]})")
-    if log and low <= 0:
-        raise UserError(f"sweep: {key}", f"must start above 0 to have a logarithm (got {low})")
-    is_integer = isinstance(getattr(base, key), int)
     _check_each(key, [low, high], base)
-    if is_integer:
-        return IntDistribution(low, high, log)
-    return FloatDistribution(low, high, log)
+    kind = IntDistribution if isinstance(getattr(base, key), int) else FloatDistribution
+    try:
+        return kind(low, high, log=match["log"] is not None)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sweep: {key}", f"is no range ({error})") from error
 
 
 def _parsed(key: str, word: str) -> Any:
