@@ -81,7 +81,7 @@ def test_values_and_ranges_have_the_type_of_the_parameter(base, word, distributi
         ({"space": ["z_dim"]}, "'z_dim'"),
         ({"space": [""]}, "''"),
         ({"space": ["z_dim="]}, "'z_dim='"),
-        ({"space": ["z_dim=2,"]}, "sweep: z_dim"),
+        ({"space": ["z_dim=2,"]}, "'z_dim=2,'"),
         ({"space": ["z_dim=2.."]}, "sweep: z_dim"),
         ({"space": ["z_dim=2...8"]}, "sweep: z_dim"),
         ({"space": ["beta=1..2:LOG"]}, "sweep: beta"),

@@ -15,16 +15,14 @@ from optuna.distributions import (
 from optuna.trial import Trial
 
 from pipeline.errors import UserError
-from pipeline.params import Params, check_each, check_params, parse_yaml
+from pipeline.params import NOT_IN_RESULTS, Params, check_each, check_params, parse_yaml
 
 Space = dict[str, BaseDistribution]
 
 RANGE = re.compile(r"(?P<low>[^,]*[^,.])\.\.(?P<high>[^,.:][^,:]*)(?P<log>:log)?")
-LIMITS = "LOW..HIGH[:log]"
 MOST = 10_000  # trials of a grid
 # One study is about one dataset, whose classifier all its trials share, measured in one way.
 MEASURE = ("dataset", "val_size", "binarize", "likelihood", "eval_samples", "eval_proposal_scale")
-NO_EFFECT = ("device", "sample_every")
 
 
 def parse(words: Sequence[str], base: Params) -> Space:
@@ -32,20 +30,19 @@ def parse(words: Sequence[str], base: Params) -> Space:
     space: Space = {}
     for word in words:
         key, _, text = word.partition("=")
-        if not (key and text):
-            raise UserError(repr(word), f"is not KEY=VALUE,VALUE or KEY={LIMITS}")
+        if not (key and all(text.split(","))):
+            message = "is not KEY=VALUE,VALUE or KEY=LOW..HIGH[:log], without spaces"
+            raise UserError(repr(word), message)
         if key not in Params.model_fields:
             raise UserError(repr(key), "is not a parameter of params.yaml")
         if key in MEASURE:
             message = "must be the same in all trials; edit params.yaml, `dvc repro`, and commit"
             raise UserError(f"sweep: {key}", message)
-        if key in NO_EFFECT:
+        if key in NOT_IN_RESULTS:
             raise UserError(f"sweep: {key}", "changes no result; set it in params.yaml")
         if key in space:
             raise UserError(f"sweep: {key}", "is given twice")
         match = RANGE.fullmatch(text)
-        if ".." in text and not match:
-            raise UserError(f"sweep: {key}", f"is no range {LIMITS} (got {text})")
         space[key] = _range(key, match, base) if match else _values(key, text, base)
     return space
 
@@ -100,11 +97,6 @@ def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, An
 
 
 def _values(key: str, text: str, base: Params) -> BaseDistribution:
-    if not all(text.split(",")):
-        raise UserError(
-            f"sweep: {key}",
-            f"has an empty value (got {text}); values are joined by commas, without spaces",
-        )
     values = [_parsed(key, word) for word in text.split(",")]
     _check_each(key, values, base)
     if len(set(values)) < len(values):
