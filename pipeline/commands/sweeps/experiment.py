@@ -66,10 +66,10 @@ class Clone:
         """The git ref of an experiment."""
         return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{name}"
 
-    def params(self) -> Params:
-        """The parameters of the baseline."""
-        content = self.file(self.baseline, PARAMS)
-        return check_params(parse_yaml(content, PARAMS.name), PARAMS.name)
+    def params(self, name: str = "") -> Params:
+        """The parameters of an experiment, or of the baseline."""
+        content = self.file(self.ref(name) if name else self.baseline, PARAMS)
+        return check_params(parse_yaml(content, name or PARAMS.name), name or PARAMS.name)
 
     def file(self, revision: str, path: Path) -> str:
         """A text file of a commit."""
@@ -82,14 +82,13 @@ class Clone:
 
     def obtain(self, name: str, params: Mapping[str, Any]) -> None:
         """Have the experiment here: fetched, or executed. Raises UnfitError or UserError."""
-        if self.published([name]):
-            self._fetch([name])
-        elif not self.has(name):
-            require_clean(self.root)
-            output = execute(name, params, self.root)
-            # DVC's exit status may be that of another one, which was left in its queue.
-            if not self.has(name):
-                raise failure(name, output)
+        if self.fetch_refs([name]) or self.has(name):
+            return
+        require_clean(self.root)
+        output = execute(name, params, self.root)
+        # DVC's exit status may be that of another one, which was left in its queue.
+        if not self.has(name):
+            raise failure(name, output)
 
     def published(self, names: Iterable[str]) -> list[str]:
         """Those of the names that the git remote has."""
@@ -98,14 +97,19 @@ class Clone:
         listed = git("ls-remote", self.remote, "refs/exps/*", at=self.root).split()[1::2]
         return [name for name in names if self.ref(name) in listed]
 
+    def fetch_refs(self, names: Iterable[str]) -> bool:
+        """Bring those of the experiments here that the git remote has; whether there are any."""
+        refs = [f"+{self.ref(name)}:{self.ref(name)}" for name in self.published(names)]
+        if refs:
+            git("fetch", "--quiet", self.remote, *refs, at=self.root)
+        return bool(refs)
+
     def publish(self, name: str) -> None:
         """Push the files, then the name, if there are remotes. Raises UserError if one fails.
 
         If another worker has published it meanwhile, that is the experiment.
         """
-        if self.published([name]):
-            self._fetch([name])
-        elif self.remote:
+        if self.remote and not self.fetch_refs([name]):
             # DVC passes over a file that is missing here.
             require_cached(CACHED, self.file(self.ref(name), DVC_LOCK), self.root)
             dvc("push", self.root, revs=[self.ref(name)], workspace=False)
@@ -113,7 +117,7 @@ class Clone:
 
     def fetch(self, names: list[str]) -> int:
         """Bring experiments and their files here; return how many of them are here now."""
-        self._fetch(self.published(names))
+        self.fetch_refs(names)
         present = [self.ref(name) for name in names if self.has(name)]
         if self.remote and present:
             dvc("fetch", self.root, revs=present, workspace=False)
@@ -121,21 +125,15 @@ class Clone:
                 require_cached(CACHED, self.file(ref, DVC_LOCK), self.root)
         return len(present)
 
-    def _fetch(self, names: list[str]) -> None:
-        if names:
-            refs = [f"+{self.ref(name)}:{self.ref(name)}" for name in names]
-            git("fetch", "--quiet", self.remote, *refs, at=self.root)
-
     def check(self, name: str, params: Params) -> None:
         """Raise UserError if the experiment has other parameters or other code.
 
         It may be one of an earlier sweep, or something was edited while it was started.
         """
-        recorded = check_params(parse_yaml(self.file(self.ref(name), PARAMS), name), name)
         changed = ("diff", "--name-only", self.baseline, self.ref(name), "--", ".", *RESULTS)
         if edited := git(*changed, at=self.root).split():
             difference = f"changes to {' '.join(edited)}"
-        elif recorded != params:
+        elif self.params(name) != params:
             difference = "other parameters"
         else:
             return
@@ -144,7 +142,7 @@ class Clone:
 
     def value(self, name: str, metric: str) -> float:
         """The metric in the experiment's history, of the epoch whose weights the model has."""
-        params = check_params(parse_yaml(self.file(self.ref(name), PARAMS), name), name)
+        params = self.params(name)
         history = pd.read_csv(io.StringIO(self.file(self.ref(name), HISTORY)), index_col="epoch")
         kept = history.index[-1]
         if params.patience:  # as `training.best_epoch` chooses
