@@ -26,6 +26,7 @@ class UserError(Exception):
     def __init__(self, subject: object, message: str) -> None:
         super().__init__(f"{subject}: {message}")
         self.subject = str(subject)
+        self.message = message
 
 
 class NoResultsError(UserError):

@@ -45,10 +45,6 @@ def trial_name(sweep: str, number: int) -> str:
 class StageError(UserError):
     """A stage of the experiment failed."""
 
-    def __init__(self, subject: object, reason: str) -> None:
-        super().__init__(subject, reason)
-        self.reason = reason
-
 
 class UnfitError(StageError):
     """The parameters cannot be trained with: the training diverged, or memory ran out."""
@@ -202,7 +198,7 @@ def child(module: str, *words: str) -> list[str]:
 
 def execute(name: str, params: Mapping[str, Any], root: Path) -> str:
     """Run the experiment in a folder of its own; return what it has printed, also in a file."""
-    settings = [word for item in params.items() for word in ("-S", "=".join(map(str, item)))]
+    settings = [f"--set-param={key}={value}" for key, value in params.items()]
     output = root / ".dvc" / "tmp" / "sweeps" / f"{name}.log"
     output.parent.mkdir(parents=True, exist_ok=True)
     # It waits while other jobs of this clone hold DVC's lock.
@@ -240,12 +236,11 @@ def dvc(action: str, root: Path, **options: Any) -> Any:
 def failure(name: str, output: str) -> UserError:
     """The error that an experiment ended with: the last line of its stage, or of DVC."""
     lines = [line for line in output.splitlines() if line.strip()] or ["no output"]
-    status = re.search(r"exited with (-?\d+)", lines[-1])
-    if status:
-        lines = [line for line in lines if not line.endswith(status[0])]
-    if status and int(status[1]) == -signal.SIGKILL:
+    ended = re.search(r"exited with (-?\d+)", lines[-1])
+    if ended is None:
+        return UserError(name, lines[-1].removeprefix("ERROR: ").strip())
+    status = int(ended[1])
+    if status == -signal.SIGKILL:
         return UnfitError(name, "a stage was killed, as the kernel does when memory runs out")
-    reason = lines[-1].removeprefix("ERROR: ").strip()
-    if status is None:
-        return UserError(name, reason)
-    return (UnfitError if int(status[1]) == UNFIT else StageError)(name, reason)
+    reason = [line for line in lines if not line.endswith(ended[0])][-1].strip()
+    return (UnfitError if status == UNFIT else StageError)(name, reason)

@@ -78,10 +78,10 @@ def run_trial(study: Study, plan: Plan, clone: Clone, trial: Trial) -> None:
         except UpdateFinishedTrialError:
             raise
         except UnfitError as error:
-            trial.set_user_attr(REASON, error.reason)
+            trial.set_user_attr(REASON, error.message)
             finish(study, trial, None)
         except StageError as error:
-            give_back(study, trial, error.reason)
+            give_back(study, trial, error.message)
             raise
         except BaseException as error:  # not the parameters' fault
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of --jobs, after the terminal's Ctrl-C
