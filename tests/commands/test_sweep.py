@@ -318,7 +318,7 @@ def test_a_worker_waits_for_a_trial_that_failed_here_and_runs_elsewhere(root, mo
         if found.trials[0].user_attrs.get("error"):
             elsewhere.append(study.take(found, but=()))
 
-    monkeypatch.setattr(worker, "reopen", another_takes_it)
+    monkeypatch.setattr(study, "reopen", another_takes_it)
     monkeypatch.setattr(
         worker.time, "sleep", lambda seconds: study.finish(found, elsewhere[0], 4.0)
     )

@@ -152,7 +152,7 @@ def take(study: Study, but: Collection[int]) -> Trial | None:
 
     One that others have taken before comes last: it may have ended them.
     """
-    waiting = filter(is_waiting, open_trials(study))
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     for trial in sorted(waiting, key=lambda trial: trial.user_attrs.get(TAKEN, 0)):
         if trial.number not in but and _take(study, trial):
             return Trial(study, trial._trial_id)
@@ -201,11 +201,6 @@ def _wait_again(study: Study, trial_id: int, error: str) -> None:
     with suppress(UpdateFinishedTrialError):
         study._storage.set_trial_user_attr(trial_id, ERROR, error)
         study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
-
-
-def is_waiting(trial: FrozenTrial) -> bool:
-    """Whether no worker has it."""
-    return trial.state == TrialState.WAITING
 
 
 def open_trials(study: Study) -> list[FrozenTrial]:

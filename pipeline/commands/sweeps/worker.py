@@ -15,23 +15,12 @@ from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
-from pipeline.commands.sweeps import experiment
+from pipeline.commands.sweeps import experiment, study
 from pipeline.commands.sweeps.experiment import Clone, StageError, UnfitError
 from pipeline.commands.sweeps.space import checked, suggest
-from pipeline.commands.sweeps.study import (
-    REASON,
-    SAME_AS,
-    STORE_ERRORS,
-    Plan,
-    finish,
-    give_back,
-    is_waiting,
-    open_trials,
-    reopen,
-    take,
-)
+from pipeline.commands.sweeps.study import REASON, SAME_AS, STORE_ERRORS, Plan
 from pipeline.errors import UserError
 from pipeline.tracking import run_note
 
@@ -39,7 +28,7 @@ POLL_SECONDS = 2.0
 FAILURES = 3  # trials in a row whose stages fail: it is the machine's fault, a full disk, say
 
 
-def run_trials(study: Study, plan: Plan, clone: Clone, progress: Callable[[], None]) -> None:
+def run_trials(planned: Study, plan: Plan, clone: Clone, progress: Callable[[], None]) -> None:
     """Run trials until none is open. Waits for those of other workers: one may be killed.
 
     A trial of which a stage fails here is left to others. Raises UserError at the end if it is
@@ -48,57 +37,57 @@ def run_trials(study: Study, plan: Plan, clone: Clone, progress: Callable[[], No
     failed: dict[int, UserError] = {}
     in_a_row = 0
     while True:
-        reopen(study)
+        study.reopen(planned)
         progress()
-        if trial := take(study, but=failed):
+        if trial := study.take(planned, but=failed):
             in_a_row += 1
             try:
-                run_trial(study, plan, clone, trial)
+                run_trial(planned, plan, clone, trial)
                 in_a_row = 0
             except StageError as error:
                 failed[trial.number] = error
                 if in_a_row == FAILURES:
                     raise
-        elif not (left := open_trials(study)):
+        elif not (left := study.open_trials(planned)):
             return
-        elif all(each.number in failed and is_waiting(each) for each in left):
+        elif all(each.number in failed and each.state == TrialState.WAITING for each in left):
             raise failed[left[0].number]
         else:
             time.sleep(POLL_SECONDS)
 
 
-def run_trial(study: Study, plan: Plan, clone: Clone, trial: Trial) -> None:
+def run_trial(planned: Study, plan: Plan, clone: Clone, trial: Trial) -> None:
     """Run a trial and report its value, or the reason why there is none.
 
     Another worker may have finished it meanwhile, if this one was silent for too long.
     """
-    with heartbeat(study, trial, plan.grace / 4), suppress(UpdateFinishedTrialError):
+    with heartbeat(planned, trial, plan.grace / 4), suppress(UpdateFinishedTrialError):
         try:
-            finish(study, trial, evaluate(study, plan, clone, trial))
+            study.finish(planned, trial, evaluate(planned, plan, clone, trial))
         except UpdateFinishedTrialError:
             raise
         except UnfitError as error:
             trial.set_user_attr(REASON, error.message)
-            finish(study, trial, None)
+            study.finish(planned, trial, None)
         except StageError as error:
-            give_back(study, trial, error.message)
+            study.give_back(planned, trial, error.message)
             raise
         except BaseException as error:  # not the parameters' fault
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of --jobs, after the terminal's Ctrl-C
             words = str(error) if isinstance(error, Exception) else "its worker was stopped"
-            give_back(study, trial, words)
+            study.give_back(planned, trial, words)
             raise
 
 
 @contextmanager
-def heartbeat(study: Study, trial: Trial, seconds: float) -> Iterator[None]:
+def heartbeat(planned: Study, trial: Trial, seconds: float) -> Iterator[None]:
     """Give signs of life. An outage of the store that ends within the grace costs nothing."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.is_set():
             with suppress(*STORE_ERRORS):
-                study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+                planned._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
             ended.wait(seconds)
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -110,18 +99,18 @@ def heartbeat(study: Study, trial: Trial, seconds: float) -> Iterator[None]:
         thread.join()
 
 
-def evaluate(study: Study, plan: Plan, clone: Clone, trial: Trial) -> float:
+def evaluate(planned: Study, plan: Plan, clone: Clone, trial: Trial) -> float:
     """The value of a trial: the mean over its seeds."""
     params = suggest(trial, plan.distributions())
     trial.set_user_attr("worker", socket.gethostname())
     trial.set_user_attr("cpu", run_note.cpu())
-    for other in study.get_trials(deepcopy=False):
+    for other in planned.get_trials(deepcopy=False):
         if other.params == params and REASON in other.user_attrs:
-            raise UnfitError(study.study_name, other.user_attrs[REASON])
+            raise UnfitError(planned.study_name, other.user_attrs[REASON])
         if other.params == params and other.value is not None:
             trial.set_user_attr(SAME_AS, other.number)
             return other.value
-    return run_seeds(experiment.trial_name(study.study_name, trial.number), plan, params, clone)
+    return run_seeds(experiment.trial_name(planned.study_name, trial.number), plan, params, clone)
 
 
 def run_seeds(name: str, plan: Plan, params: dict[str, Any], clone: Clone) -> float:
