@@ -10,7 +10,6 @@ The store is sweeps.db in the root, or what OPTUNA_STORAGE names (postgresql+psy
 """
 
 import argparse
-import math
 import os
 import re
 import subprocess
@@ -52,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("name", metavar="NAME")
     work.add_argument("--jobs", type=positive, metavar="N", default=1, help="trials at a time")
     work.add_argument("--ray", metavar="ADDRESS", help="on the nodes of a Ray cluster")
-    work.add_argument("--gpus", type=share, metavar="X", help="of a node, per job (0.25)")
+    work.add_argument("--gpus", type=float, metavar="X", default=0, help="per job (0.25)")
     for action, text in (("show", "print and draw what was found"), ("fetch", "get all of it")):
         actions.add_parser(action, help=text).add_argument("name", metavar="NAME")
 
@@ -62,14 +61,6 @@ def positive(word: str) -> int:
     if not (word.isascii() and word.isdigit() and 1 <= int(word) <= MOST):
         raise argparse.ArgumentTypeError(f"{word} is not a number from 1 to {MOST}")
     return int(word)
-
-
-def share(word: str) -> float:
-    """A positive number, for argparse."""
-    value = float(word)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{word} is not positive")
-    return value
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -132,14 +123,18 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
     with tqdm(unit="trial", disable=None) as bar:
         progress = partial(advance, bar, planned)
         if arguments.ray is not None:
-            errors = ray_cluster.work(
+            ray_cluster.work(
                 arguments.ray, arguments.name, clone,
-                jobs=arguments.jobs, gpus=arguments.gpus or 0, progress=progress,
+                jobs=arguments.jobs, gpus=arguments.gpus, progress=progress,
             )  # fmt: skip
         else:
-            errors = work_here(arguments, planned, plan, clone, progress)
-    for error in errors:
-        print(f"sweep: a job ended early: {error}")
+            study.check_here(arguments.name, plan, root)
+            experiment.require_clean(root)
+            experiment.require_data(clone)
+            if arguments.jobs == 1:
+                worker.run_trials(planned, plan, clone, progress)
+            else:
+                run_jobs(arguments.name, arguments.jobs, progress)
     if left := len(study.open_trials(planned)):
         raise UserError(arguments.name, f"{left} trials are left; `sweep work` continues")
     failed = len(planned.get_trials(states=[TrialState.FAIL]))
@@ -147,26 +142,11 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
     print(f"sweep: its results: python -m pipeline sweep show {arguments.name}")
 
 
-def work_here(
-    arguments: argparse.Namespace,
-    planned: Study,
-    plan: study.Plan,
-    clone: experiment.Clone,
-    progress: Callable[[], None],
-) -> list[str]:
-    """Work in this process, or in several; return the errors of those that failed."""
-    study.check_here(arguments.name, plan, clone.root)
-    experiment.require_clean(clone.root)
-    experiment.require_data(clone)
-    if arguments.jobs == 1:
-        worker.run_trials(planned, plan, clone, progress)
-        return []
-    command = experiment.child("pipeline", "sweep", "work", arguments.name)
+def run_jobs(name: str, count: int, progress: Callable[[], None]) -> None:
+    """Run workers in processes of their own. They print why one of them ends early."""
+    command = experiment.child("pipeline", "sweep", "work", name)
     quiet = {**os.environ, "TQDM_DISABLE": "1"}
-    jobs = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, env=quiet)
-        for _ in range(arguments.jobs)
-    ]
+    jobs = [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=quiet) for _ in range(count)]
     try:
         while any(job.poll() is None for job in jobs):
             progress()
@@ -174,8 +154,8 @@ def work_here(
     finally:  # after Ctrl-C they give their trials back
         for job in jobs:
             job.terminate()
-        status = [job.wait() for job in jobs]
-    return ["see above"] * sum(map(bool, status))
+        for job in jobs:
+            job.wait()
 
 
 def advance(bar: "tqdm[None]", planned: Study) -> None:

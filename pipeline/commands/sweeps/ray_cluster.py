@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from tqdm import tqdm
+
 from pipeline.commands.sweeps.experiment import Clone
 from pipeline.commands.sweeps.worker import POLL_SECONDS
 from pipeline.errors import UserError
@@ -26,37 +28,34 @@ def work(
     jobs: int,
     gpus: float,
     progress: Callable[[], None],
-) -> list[str]:
-    """Run `sweep work` in `jobs` tasks until all have ended; return the errors of some.
+) -> None:
+    """Run `sweep work` in `jobs` tasks until all have ended; print why one of them ends early.
 
     A task whose node is lost starts again on another one; the trial that it had taken waits again.
     """
-    if not clone.remote or "OPTUNA_STORAGE" not in os.environ:
+    if not (clone.remote and os.environ.get("OPTUNA_STORAGE")):
         needed = "a git remote, a DVC remote and OPTUNA_STORAGE"
         raise UserError("--ray", f"needs {needed}: the nodes share nothing else")
-    ray = _connect(address)
-    most = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
-    if gpus > most:
-        raise UserError("--gpus", f"no node has {gpus:g} GPUs (the most: {most:g})")
+    ray = _connect(address, gpus)
     url = git("remote", "get-url", clone.remote, at=clone.root).strip()
-    env = {key: os.environ[key] for key in SHARED if key in os.environ}
+    env = {key: value for key, value in os.environ.items() if key in SHARED}
     try:
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(_work)
         running = [task.remote(name, url, clone.baseline, env) for _ in range(jobs)]
     except ValueError as error:
         raise UserError("--gpus", str(error)) from error
-    errors: list[str] = []
     while running:
         ended, running = ray.wait(running, timeout=POLL_SECONDS)
         try:
-            errors += filter(None, ray.get(ended))
+            ray.get(ended)
         except ray.exceptions.RayError as error:
-            errors.append(str(error).strip().splitlines()[-1])
+            reason = str(getattr(error, "cause", error)).strip().splitlines()[-1]
+            tqdm.write(f"sweep: a job ended early: {reason}")
         progress()
-    return errors
 
 
-def _connect(address: str) -> Any:
+def _connect(address: str, gpus: float) -> Any:
+    """Ray, connected to a cluster of which a node has so many GPUs."""
     try:
         ray: Any = importlib.import_module("ray")  # not in the lock
     except ImportError as error:
@@ -68,13 +67,17 @@ def _connect(address: str) -> Any:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError("ray", " ".join(str(error).split())) from error
+    most = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+    if gpus > most:
+        raise UserError("--gpus", f"no node has {gpus:g} GPUs (the most: {most:g})")
     # The nodes have no `pipeline` before they have cloned it.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     return ray
 
 
-def _work(name: str, url: str, baseline: str, env: dict[str, str]) -> str:
-    """On a node: clone, then work. Returns the last line of what failed, or ""."""
+def _work(name: str, url: str, baseline: str, env: dict[str, str]) -> None:
+    """On a node: clone, then work. Raises RuntimeError with the last line of what failed."""
+    environment = os.environ | env
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         for command in (
             ["git", "clone", "--quiet", url, folder],
@@ -82,14 +85,9 @@ def _work(name: str, url: str, baseline: str, env: dict[str, str]) -> str:
             [sys.executable, "-m", "pipeline", "sweep", "work", name],
         ):
             done = subprocess.run(
-                command,
-                cwd=folder,
-                env=os.environ | env,
-                capture_output=True,
-                text=True,
-                check=False,
+                command, cwd=folder, env=environment, check=False, capture_output=True, text=True
             )
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-                return next((line for line in lines if line.startswith("fatal: ")), lines[-1])
-    return ""
+                fatal = (line for line in lines if line.startswith("fatal: "))
+                raise RuntimeError(next(fatal, lines[-1]))
