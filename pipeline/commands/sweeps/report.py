@@ -2,10 +2,9 @@
 
 import html
 
-import optuna
 import pandas as pd
 from optuna import visualization as plots
-from optuna.importance import get_param_importances
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import TrialState
 
@@ -28,10 +27,10 @@ def table(study: Study, plan: Plan) -> str:
     if len(done):
         best = done.sort_values("value").head(SHOWN)[shown].rename(columns={"value": plan.minimize})
         lines.append(best.convert_dtypes().to_string(float_format="{:.6g}".format))
-    failed, waiting = (trials["state"] == state for state in ("FAIL", "WAITING"))
-    lines += [f"failed: {name}: {text}" for name, text in trials.loc[failed, REASON].items()]
-    errors = trials.loc[waiting, ERROR].dropna()
-    lines += [f"tried again by `sweep work`: {name}: {text}" for name, text in errors.items()]
+    failed = trials.loc[trials["state"] == "FAIL", REASON]
+    lines += [f"failed: {name}: {text}" for name, text in failed.items()]
+    waiting = trials.loc[trials["state"] == "WAITING", ERROR].dropna()
+    lines += [f"tried again by `sweep work`: {name}: {text}" for name, text in waiting.items()]
     if len(cpus := done["cpu"].unique()) > 1:
         lines.append(f"note: results of {' and '.join(cpus)} differ by rounding")
     if weights := importances(study, plan):
@@ -45,20 +44,15 @@ def importances(study: Study, plan: Plan) -> dict[str, float]:
     values = {trial.value for trial in study.trials} - {None}
     if len(values) < 4 or len(plan.space) < 2:
         return {}
-    return get_param_importances(
-        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-    )
+    return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
 
 
 def page(study: Study, plan: Plan) -> str:
     """History of the best value, parallel coordinates, slices; "" before the first result."""
-    if all(trial.state != TrialState.COMPLETE for trial in study.trials):
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
         return ""
-    keys = list(plan.distributions())
-    figures = [plots.plot_optimization_history(study, target_name=plan.minimize)]
-    if len(keys) > 1:
-        figures.append(plots.plot_parallel_coordinate(study, target_name=plan.minimize))
-    figures.append(plots.plot_slice(study, target_name=plan.minimize))
+    drawn = (plots.plot_optimization_history, plots.plot_parallel_coordinate, plots.plot_slice)
+    figures = [plot(study, target_name=plan.minimize) for plot in drawn]
     parts = [
         figure.to_html(full_html=False, include_plotlyjs=index == 0)
         for index, figure in enumerate(figures)
