@@ -1,7 +1,7 @@
 """What a sweep varies, as typed: `h_dim=200,400` (values) or `z_dim=2..64:log` (a range)."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, product
 from math import prod
 from typing import Any
@@ -97,16 +97,14 @@ def suggest(trial: Trial, space: Mapping[str, BaseDistribution]) -> dict[str, An
 
 
 def _values(key: str, text: str, base: Params) -> BaseDistribution:
-    values = [_parsed(key, word) for word in text.split(",")]
-    _check_each(key, values, base)
+    values = [_parsed(key, word, base) for word in text.split(",")]
     if len(set(values)) < len(values):
         raise UserError(f"sweep: {key}", f"has the same value twice (got {text})")
     return CategoricalDistribution(values)
 
 
 def _range(key: str, match: re.Match[str], base: Params) -> BaseDistribution:
-    low, high = (_parsed(key, match[end]) for end in ("low", "high"))
-    _check_each(key, [low, high], base)
+    low, high = (_parsed(key, match[end], base) for end in ("low", "high"))
     kind = IntDistribution if isinstance(getattr(base, key), int) else FloatDistribution
     try:
         return kind(low, high, log=match["log"] is not None)
@@ -114,11 +112,8 @@ def _range(key: str, match: re.Match[str], base: Params) -> BaseDistribution:
         raise UserError(f"sweep: {key}", f"is no range ({error})") from error
 
 
-def _parsed(key: str, word: str) -> Any:
-    return parse_yaml(f"value: {word}", f"sweep: {key}: {word!r}")["value"]
-
-
-def _check_each(key: str, values: Iterable[object], base: Params) -> None:
-    """Each by itself: with what else varies it may be valid although it is not with `base`."""
-    for value in values:
-        check_each(base.model_dump() | {key: value}, "sweep")
+def _parsed(key: str, word: str, base: Params) -> Any:
+    """By itself: with what else varies it may have a meaning although it has none with `base`."""
+    value = parse_yaml(f"value: {word}", f"sweep: {key}: {word!r}")["value"]
+    check_each(base.model_dump() | {key: value}, "sweep")
+    return value
