@@ -127,14 +127,13 @@ class Clone:
         It may be one of an earlier sweep, or something was edited while it was started.
         """
         changed = ("diff", "--name-only", self.baseline, self.ref(name), "--", ".", *RESULTS)
-        if edited := git(*changed, at=self.root).split():
-            difference = f"changes to {' '.join(edited)}"
-        elif self.params(name) != params:
-            difference = "other parameters"
-        else:
-            return
-        remove = f"dvc exp remove {f'-g {self.remote} ' if self.published([name]) else ''}{name}"
-        raise UserError(name, f"exists, with {difference}; `{remove}`, then go on")
+        different = git(*changed, at=self.root).split()
+        if self.params(name) != params:
+            different.append("parameters")
+        if different:
+            shared = f"-g {self.remote} " if self.published([name]) else ""
+            advice = f"`dvc exp remove {shared}{name}`, then go on"
+            raise UserError(name, f"exists, with other {', '.join(different)}; {advice}")
 
     def value(self, name: str, metric: str) -> float:
         """The metric in the experiment's history, of the epoch whose weights the model has."""
