@@ -62,10 +62,10 @@ class Clone:
         """The git ref of an experiment."""
         return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{name}"
 
-    def params(self, name: str = "") -> Params:
-        """The parameters of an experiment, or of the baseline."""
-        content = self.file(self.ref(name) if name else self.baseline, PARAMS)
-        return check_params(parse_yaml(content, name or PARAMS.name), name or PARAMS.name)
+    def params(self, revision: str = "") -> Params:
+        """The parameters of a commit, by default of the baseline."""
+        content = self.file(revision or self.baseline, PARAMS)
+        return check_params(parse_yaml(content, PARAMS.name), PARAMS.name)
 
     def file(self, revision: str, path: Path) -> str:
         """A text file of a commit."""
@@ -128,7 +128,7 @@ class Clone:
         """
         changed = ("diff", "--name-only", self.baseline, self.ref(name), "--", ".", *RESULTS)
         different = git(*changed, at=self.root).split()
-        if self.params(name) != params:
+        if self.params(self.ref(name)) != params:
             different.append("parameters")
         if different:
             shared = f"-g {self.remote} " if self.published([name]) else ""
@@ -137,7 +137,7 @@ class Clone:
 
     def value(self, name: str, metric: str) -> float:
         """The metric in the experiment's history, of the epoch whose weights the model has."""
-        params = self.params(name)
+        params = self.params(self.ref(name))
         history = pd.read_csv(io.StringIO(self.file(self.ref(name), HISTORY)), index_col="epoch")
         kept = history.index[-1]
         if params.patience:  # as `training.best_epoch` chooses
