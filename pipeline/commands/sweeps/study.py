@@ -177,13 +177,12 @@ def give_back(study: Study, trial: Trial, error: str) -> None:
         _wait_again(study, trial._trial_id, error)
 
 
-def finish(study: Study, trial: Trial, value: float | None) -> None:
-    """Report a trial: its value, or that it has failed.
+def finish(study: Study, trial: Trial, *values: float) -> None:
+    """Report a trial: its value, or without one that it has failed.
 
     Unlike Optuna's `tell` also if it waits again, because this worker was silent for too long.
     """
-    state = TrialState.FAIL if value is None else TrialState.COMPLETE
-    values = None if value is None else [value]
+    state = TrialState.COMPLETE if values else TrialState.FAIL
     study._storage.set_trial_state_values(trial._trial_id, state, values)
 
 

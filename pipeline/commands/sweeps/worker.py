@@ -68,7 +68,7 @@ def run_trial(planned: Study, plan: Plan, clone: Clone, trial: Trial) -> None:
             raise
         except UnfitError as error:
             trial.set_user_attr(REASON, error.message)
-            study.finish(planned, trial, None)
+            study.finish(planned, trial)
         except StageError as error:
             study.give_back(planned, trial, error.message)
             raise
@@ -105,9 +105,11 @@ def evaluate(planned: Study, plan: Plan, clone: Clone, trial: Trial) -> float:
     trial.set_user_attr("worker", socket.gethostname())
     trial.set_user_attr("cpu", run_note.cpu())
     for other in planned.get_trials(deepcopy=False):
-        if other.params == params and REASON in other.user_attrs:
+        if other.params != params:
+            continue
+        if REASON in other.user_attrs:
             raise UnfitError(planned.study_name, other.user_attrs[REASON])
-        if other.params == params and other.value is not None:
+        if other.value is not None:
             trial.set_user_attr(SAME_AS, other.number)
             return other.value
     return run_seeds(experiment.trial_name(planned.study_name, trial.number), plan, params, clone)
