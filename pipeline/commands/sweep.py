@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("space", metavar="KEY=…", nargs="+", help="1,2,5 (values) or 1..5[:log]")
     new.add_argument("--trials", type=positive, metavar="N", help="search; without it, a grid")
     new.add_argument("--sampler", choices=study.SAMPLERS, help="of a search (default: tpe)")
-    new.add_argument("--seeds", type=positive, metavar="N", help="runs per trial")
+    new.add_argument("--seeds", type=positive, metavar="N", default=0, help="runs per trial")
     new.add_argument("--minimize", metavar="METRIC", default="val/neg_elbo", help="of validation")
     new.add_argument("--grace", type=positive, metavar="SECONDS", default=240, help=GRACE)
     work = actions.add_parser("work", help="run trials until none is left")
@@ -58,9 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def positive(word: str) -> int:
     """A number from 1 to a million, for argparse."""
-    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= MOST):
+    value = int(word)
+    if not 1 <= value <= MOST:
         raise argparse.ArgumentTypeError(f"{word} is not a number from 1 to {MOST}")
-    return int(word)
+    return value
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -85,7 +86,7 @@ def new(arguments: argparse.Namespace, root: Path) -> None:
         trials = list(space.grid(varied, base))
     plan = study.plan_here(
         root, varied, minimize=arguments.minimize, sampler=arguments.sampler or "tpe",
-        grace=arguments.grace, seeds=arguments.seeds or 0, trials=len(trials),
+        grace=arguments.grace, seeds=arguments.seeds, trials=len(trials),
     )  # fmt: skip
     study.create(arguments.name, plan, trials, root)
     runs = len(trials) * (arguments.seeds or 1)

@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.paths import DVC_LOCK
 
-NEW = {"space": ["z_dim=2,4"], "trials": None, "seeds": None, "minimize": "val/neg_elbo"}
+NEW = {"space": ["z_dim=2,4"], "trials": None, "seeds": 0, "minimize": "val/neg_elbo"}
 MANY = ",".join(map(str, range(1, 102)))
 NEW |= {"sampler": None, "grace": 240}
 

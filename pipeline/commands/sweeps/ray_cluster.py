@@ -21,13 +21,7 @@ SHARED = ("OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")  # what workers find each oth
 
 
 def work(
-    address: str,
-    name: str,
-    clone: Clone,
-    *,
-    jobs: int,
-    gpus: float,
-    progress: Callable[[], None],
+    address: str, name: str, clone: Clone, *, jobs: int, gpus: float, progress: Callable[[], None]
 ) -> None:
     """Run `sweep work` in `jobs` tasks until all have ended; print why one of them ends early.
 
