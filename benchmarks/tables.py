@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from pipeline.tracking.client import Store, existing_store
 
 PAGE = ROOT / "docs" / "results.md"
 JOBS = os.environ.get("JOBS", "2")
+SPAN = 10  # epochs: MLflow has times to the second
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,7 @@ TABLES = {
         title="784-200-200-50, tanh, on dynamic binarization",
         about="One stochastic layer as in Burda, Grosse & Salakhutdinov (2016), table 1: 86.76 and "
         "85.54 after 3,280 epochs; 86.35 and 85.18 in a later reproduction. −log p(x) with 5,000 "
-        "draws. Both rows had less than an hour of CPU time on one core; the minutes include "
-        "waiting for other work.",
+        "draws. Each run had one thread.",
         metric="nll",
         common={
             "binarize": "dynamic", "z_dim": 50, "h_dim": 200, "h_layers": 2, "activation": "tanh",
@@ -183,10 +184,10 @@ def render(runs: Iterable[Run], store: Store | None) -> str:
         "the images. A difference is paired, image by image; if either row has one seed, its "
         "interval excludes the variance over seeds (those of the default lie some 0.2 apart).",
         "",
-        "Seeds are 1, 2, 3: to repeat a row, add `-S seed=1`. Minutes are those of one run, from "
-        f"the first epoch to the end of the evaluation, with {JOBS} runs at a time, other work and "
-        f"interruptions on {machine['cores']} cores of an {machine['cpu']} (PyTorch "
-        f"{machine['torch']}): they tell an order of magnitude, not which of two rows is faster.",
+        "Seeds are 1, 2, 3: to repeat a row, add `-S seed=1`. Minutes are those of training, the "
+        f"median time of {SPAN} epochs times their number, with {JOBS} runs at a time and other "
+        f"work on {machine['cores']} cores of an {machine['cpu']} (PyTorch {machine['torch']}): "
+        "they tell an order of magnitude, not which of two rows is faster.",
     ]  # fmt: skip
     for table in TABLES.values():
         lines += ["", f"## {table.title}", "", table.about, ""]
@@ -217,11 +218,14 @@ def rendered(
 
 
 def durations(store: Store | None) -> dict[str, float]:
-    """Minutes of the MLflow runs, by name."""
-    infos = [run.info for run in store.runs()] if store else []
-    return {
-        info.run_name: (info.end_time - info.start_time) / 60_000 for info in infos if info.end_time
-    }
+    """Minutes of the trainings, by the name of the MLflow run; interruptions do not count."""
+    found = {}
+    for run in store.runs() if store else []:
+        points = store.client.get_metric_history(run.info.run_id, "train/neg_elbo")
+        times = np.array([point.timestamp for point in sorted(points, key=attrgetter("step"))])
+        if len(times) > SPAN:
+            found[run.info.run_name] = np.median(times[SPAN:] - times[:-SPAN]) * len(times) / SPAN
+    return {name: milliseconds / 60_000 for name, milliseconds in found.items()}
 
 
 def find(changes: Mapping[str, object], runs: Iterable[Run]) -> Run | None:
