@@ -10,9 +10,9 @@ The store is sweeps.db in the root, or what OPTUNA_STORAGE names (postgresql+psy
 """
 
 import argparse
-import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -119,7 +119,7 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
         raise UserError("--gpus", "is for --ray; without it a job uses the GPU that it finds")
     planned, plan = study.load(arguments.name, root)
     clone = experiment.open_clone(root, plan.baseline)
-    with tqdm(unit="trial", disable=None) as bar:
+    with tqdm(unit="trial", disable=not sys.stdout.isatty()) as bar:  # in a job it is not shown
         progress = partial(advance, bar, planned)
         if arguments.ray is not None:
             ray_cluster.work(
@@ -134,6 +134,7 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
                 worker.run_trials(planned, plan, clone, progress)
             else:
                 run_jobs(arguments.name, arguments.jobs, progress)
+        progress()
     if left := len(study.open_trials(planned)):
         raise UserError(arguments.name, f"{left} trials are left; `sweep work` continues")
     failed = len(planned.get_trials(states=[TrialState.FAIL]))
@@ -144,8 +145,7 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
 def run_jobs(name: str, count: int, progress: Callable[[], None]) -> None:
     """Run workers in processes of their own. They print why one of them ends early."""
     command = experiment.child("pipeline", "sweep", "work", name)
-    quiet = {**os.environ, "TQDM_DISABLE": "1"}
-    jobs = [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=quiet) for _ in range(count)]
+    jobs = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
         while any(job.poll() is None for job in jobs):
             progress()
@@ -158,15 +158,18 @@ def run_jobs(name: str, count: int, progress: Callable[[], None]) -> None:
 
 
 def advance(bar: "tqdm[None]", planned: Study) -> None:
-    """Show how many trials are done, and the best value."""
+    """Show how many trials are done, and the best value. Without a terminal: one line each time."""
     try:
         trials = planned.get_trials(deepcopy=False)
     except study.STORE_ERRORS:
         return  # the jobs report it, if it lasts
-    bar.total = len(trials)
-    bar.n = sum(trial.state.is_finished() for trial in trials)
+    done = sum(trial.state.is_finished() for trial in trials)
     values = [trial.value for trial in trials if trial.value is not None]
-    bar.set_postfix_str(f"best {min(values):.2f}" if values else "")
+    best = f"best {min(values):.2f}" if values else "no value"
+    if bar.disable and done > bar.n:
+        print(f"sweep: {done} of {len(trials)} trials are done, {best}", flush=True)
+    bar.total, bar.n = len(trials), done
+    bar.set_postfix_str(best)
 
 
 def show(arguments: argparse.Namespace, root: Path) -> None:

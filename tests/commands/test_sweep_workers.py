@@ -1,6 +1,7 @@
 """Sweeps by real workers: processes, clones, remotes, a server, kills and failures."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -121,6 +122,7 @@ def test_a_killed_worker_costs_no_trial_and_none_is_double(team, serial):
     worker.kill()  # its jobs, their DVC and their stages have its output, and end with it
     worker.communicate(timeout=20)
     output = sweep(repo, "work", "grid")
+    assert re.search(r"sweep: (\d) of \1 trials are done, best \d+\.\d\d\n", output), output
     assert "grid is complete, 0 trials failed" in output
     assert trees(repo) == serial and team.published() == set(serial)
     assert set(repo.runs()) == set(serial)
