@@ -59,7 +59,7 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if not re.search(NO_MEMORY, repr(error)):
+        if not is_out_of_memory(error):
             raise
         keys = "batch_size, num_samples, h_dim, h_layers, eval_samples"
         shared = ", or for a shared GPU GPU_JOBS" if "GPU" in str(error) else ""
@@ -68,6 +68,11 @@ def run(main: Callable[[], object]) -> None:
 
     sys.stderr.flush()
     os._exit(0)  # Python would take up to a second to free what the system frees anyway
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it means that the memory of the machine or of the GPU was not enough."""
+    return re.search(NO_MEMORY, repr(error)) is not None
 
 
 @contextmanager

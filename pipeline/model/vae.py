@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_out_of_memory
 from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.network import NETWORKS, Architecture, Batch, Posterior
 from pipeline.model.prior import PRIORS, Distribution
@@ -108,6 +108,8 @@ def load_vae(path: Path) -> VAE:
         model = VAE(Architecture(**described | {"image_shape": shape}))
         model.load_state_dict(read_tensors(path))
     except (KeyError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).partition("\n")[0]
         message = f"does not fit this version of the code ({reason}); run `dvc repro train`"
         raise UserError(path, message) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.errors import NoResultsError, UserError
+from pipeline.errors import NoResultsError, UserError, is_out_of_memory
 from pipeline.runtime.files import write_output
 
 if TYPE_CHECKING:
@@ -53,5 +53,7 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise NoResultsError(path, "cannot be read; run `dvc repro`") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        message = "is not a valid file of this project; run `dvc repro`"
+        if is_out_of_memory(error):
+            raise
+        message = "is not the file of this project that belongs there; run `dvc repro`"
         raise UserError(path, message) from error

@@ -72,7 +72,8 @@ def main() -> None:
     samples.save_samples(model, 128, split[:64], paths.GENERATED, paths.RECONSTRUCTED)
     set_threads(1)  # the steps run at the same time, one core each
     with ThreadPoolExecutor(cores) as pool:
-        # Only this thread uses a GPU: with two, PyTorch's code for MPS ends the process.
+        # Only this thread uses a GPU: with two, PyTorch's code for MPS ends the process. On a CPU
+        # it computes for some seconds beside the steps.
         generated = samples.generate(model, split.labels)
         steps = [pool.submit(compare_samples, model.architecture.num_classes, generated)]
         steps.append(pool.submit(describe_code, load_vae(paths.MODEL), split, posterior))
