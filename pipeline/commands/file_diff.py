@@ -23,8 +23,9 @@ def file_diff(recorded: Path, again: Path) -> str:
         if sha256_file(recorded) == sha256_file(again):
             return IDENTICAL
         difference = number_diff(read_numbers(recorded), read_numbers(again))
-        changed = provenance_diff(recorded, again) if recorded.suffix == MODEL.suffix else []
-        return difference + f"; made with other {', '.join(changed)}" * bool(changed)
+        if recorded.suffix == MODEL.suffix and (changed := provenance_diff(recorded, again)):
+            difference += f"; made with other {', '.join(changed)}"
+        return difference
     except Exception as error:  # a missing file, or whatever the library that reads it raises
         return f"differs: cannot be compared by its numbers ({error})"
 

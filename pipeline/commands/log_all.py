@@ -65,7 +65,8 @@ def log_workspace(store: Store, root: Path) -> str:
 def require_executed(folder: Path) -> None:
     """Raise NoResultsError unless the files are what their dvc.lock records as executed.
 
-    An output may be absent: then the stages that write and read it must agree on its hash.
+    A file of DVC's cache may be absent: then the stages that write and read it must agree on its
+    hash.
     """
     try:
         # In a commit's temporary folder there is no git, and DVC is to leave nothing behind. In its
@@ -82,18 +83,16 @@ def require_executed(folder: Path) -> None:
 
 def _changed(repo: Repo) -> set[str]:
     """What differs from dvc.lock: parameters, code, stages, outputs."""
-    stages = repo.stage.load_all(f"{repo.root_dir}/{DVC_YAML}")
-    stages = [stage for stage in stages if stage.name != "log"]
-    written = {out.fs_path: out.hash_info for stage in stages for out in stage.outs}
-    changed = set()
-    for stage in stages:
-        if stage.cmd_changed:
-            changed.add(f"dvc.yaml: {stage.name}")
-        for item in [*stage.outs, *stage.deps]:
-            status = item.workspace_status()
-            if "deleted" in status.values() and item.hash_info == written.get(item.fs_path):
-                continue
-            # Whatever is in data/own now, `download` has read it.
-            if item.def_path != OWN.as_posix():
-                changed |= set(pd.json_normalize(status, sep=": "))  # params.yaml: KEY
+    found = repo.stage.load_all(f"{repo.root_dir}/{DVC_YAML}")
+    stages = [stage for stage in found if stage.name != "log"]
+    outs = [out for stage in stages for out in stage.outs]
+    cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
+    # Whatever is in data/own now, `download` has read it.
+    deps = [dep for stage in stages for dep in stage.deps if dep.def_path != OWN.as_posix()]
+    changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}
+    for item in [*outs, *deps]:
+        status = item.workspace_status()
+        is_absent = "deleted" in status.values()
+        if not (is_absent and item.hash_info == cached.get(item.fs_path)):
+            changed.update(pd.json_normalize(status, sep=": "))  # params.yaml: KEY
     return changed

@@ -82,7 +82,9 @@ def execute(folder: Path) -> None:
     """Execute all stages but `log` in `folder`."""
     raw = home() / "data" / "raw"  # a cache for all experiments: `download` verifies each file
     raw.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(home() / OWN, folder / OWN, dirs_exist_ok=True)
+    (folder / "data").mkdir(exist_ok=True)
+    if (home() / OWN).is_dir():
+        shutil.copytree(home() / OWN, folder / OWN, dirs_exist_ok=True)
     (folder / "data" / "raw").symlink_to(raw)
     ours = ("DVC_", "MLFLOW_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}

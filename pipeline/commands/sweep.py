@@ -11,6 +11,7 @@ The store is sweeps.db in the root, or what OPTUNA_STORAGE names (postgresql+psy
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -143,7 +144,7 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
 
 
 def run_jobs(name: str, count: int, progress: Callable[[], None]) -> None:
-    """Run workers in processes of their own. They print why one of them ends early."""
+    """Run workers in processes of their own, which print why one of them ends early."""
     command = experiment.child("pipeline", "sweep", "work", name)
     jobs = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
@@ -153,8 +154,9 @@ def run_jobs(name: str, count: int, progress: Callable[[], None]) -> None:
     finally:  # after Ctrl-C they give their trials back
         for job in jobs:
             job.terminate()
-        for job in jobs:
-            job.wait()
+        status = [job.wait() for job in jobs]
+    if killed := status.count(-signal.SIGKILL):  # by the kernel, for memory
+        print(f"sweep: {killed} of {count} jobs were killed", file=sys.stderr)
 
 
 def advance(bar: "tqdm[None]", planned: Study) -> None:

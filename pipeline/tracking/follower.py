@@ -54,10 +54,10 @@ def follow(record: PendingRun) -> None:
     with suppress(UserError):
         if end == "FAILED":
             stream = stream or begin(record)
+        if stream and end != "FINISHED":  # first: what is sent below may fail, or take too long
+            stream.store.close(stream.run.info.run_id, end)
         if stream:
             stream.send()
-            if end != "FINISHED":
-                stream.store.close(stream.run.info.run_id, end)
 
 
 def wait_for_end(seconds: float) -> str:

@@ -101,6 +101,8 @@ def test_values_and_ranges_have_the_type_of_the_parameter(base, word, distributi
             "sweep: prior_components",
         ),
         ({"space": ["z_dim=8..2"], "trials": 3}, "sweep: z_dim"),
+        ({"space": ["z_dim=2..2"], "trials": 3}, "sweep: z_dim"),
+        ({"space": ["conditional=false..true"], "trials": 3}, "sweep: conditional"),
         ({"space": ["z_dim=2..5.5"], "trials": 3}, "sweep: z_dim"),
         ({"space": ["beta=0..4:log"], "trials": 3}, "sweep: beta"),
         ({"space": ["activation=relu..tanh"], "trials": 3}, "sweep: activation"),

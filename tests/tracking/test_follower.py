@@ -115,6 +115,17 @@ def test_a_stage_that_fails_has_a_failed_run(loggable, monkeypatch, stage):
         assert client.get_run(run.info.run_id).info.status == "FINISHED" and pending_runs() == []
 
 
+def test_a_failed_run_is_failed_although_its_pictures_cannot_be_sent(loggable, monkeypatch):
+    monkeypatch.setattr(PATIENCE_IF_FAILED, 60)
+    CLASSIFIER.unlink()
+    HISTORY.unlink()
+    shutil.rmtree("mlartifacts", ignore_errors=True)
+    Path("mlartifacts").write_text("not a folder")
+    with pytest.raises(UserError):
+        evaluate.main()
+    assert only_run(loggable)[1].info.status == "FAILED"
+
+
 def test_an_unreachable_server_hides_no_error(loggable, monkeypatch, capfd):
     CLASSIFIER.unlink()
     with KINDS["hangs"]() as address, error_about(CLASSIFIER):

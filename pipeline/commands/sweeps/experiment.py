@@ -128,8 +128,8 @@ class Clone:
         """
         changed = ("diff", "--name-only", self.baseline, self.ref(name), "--", ".", *RESULTS)
         different = git(*changed, at=self.root).split()
-        if self.params(self.ref(name)) != params:
-            different.append("parameters")
+        if not different and self.params(self.ref(name)) != params:
+            different = ["parameters"]
         if different:
             shared = f"-g {self.remote} " if self.published([name]) else ""
             advice = f"`dvc exp remove {shared}{name}`, then go on"

@@ -43,8 +43,8 @@ def work(
         try:
             ray.get(ended)
         except ray.exceptions.RayError as error:
-            reason = str(getattr(error, "cause", error)).strip().splitlines()[-1]
-            tqdm.write(f"sweep: a job ended early: {reason}")
+            lines = str(getattr(error, "cause", error)).splitlines() or [repr(error)]
+            tqdm.write(f"sweep: a job ended early: {lines[-1]}")
         progress()
 
 

@@ -105,6 +105,8 @@ def _values(key: str, text: str, base: Params) -> BaseDistribution:
 
 def _range(key: str, match: re.Match[str], base: Params) -> BaseDistribution:
     low, high = (_parsed(key, match[end], base) for end in ("low", "high"))
+    if isinstance(low, bool) or low == high:
+        raise UserError(f"sweep: {key}", f"is no range of numbers (got {match[0]})")
     kind = IntDistribution if isinstance(getattr(base, key), int) else FloatDistribution
     try:
         return kind(low, high, log=match["log"] is not None)
