@@ -155,7 +155,7 @@ def run_jobs(name: str, count: int, progress: Callable[[], None]) -> None:
         for job in jobs:
             job.terminate()
         status = [job.wait() for job in jobs]
-    if killed := status.count(-signal.SIGKILL):  # by the kernel, for memory
+    if killed := status.count(-signal.SIGKILL):  # as the kernel does when memory runs out
         print(f"sweep: {killed} of {count} jobs were killed", file=sys.stderr)
 
 

@@ -11,7 +11,7 @@ from pipeline.runtime.tensor_file import write_tensors
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps this limit")
-def test_too_little_memory_for_a_file_is_not_the_file_s_fault(tmp_path):
+def test_too_little_memory_is_not_reported_as_an_invalid_file(tmp_path):
     """The file is mapped twice, by safetensors and by PyTorch: here the second one fails."""
     path = tmp_path / "dataset.safetensors"
     write_tensors(path, {"images": torch.zeros(200_000_000, dtype=torch.uint8)}, {})

@@ -23,7 +23,7 @@ from pipeline.training.optimizer import Optimizer, piece_size
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch is built without CUDA")
 KERNELS = {"float32": 30, "bfloat16": 35}  # of a step with one hidden layer
-# What PyTorch says that it refuses in deterministic mode, some of it with certain arguments only.
+# What PyTorch lists as refused in deterministic mode, some of it with certain arguments only.
 REFUSED = {
     name.rstrip("_")
     for name in re.findall(
