@@ -29,7 +29,7 @@ from pipeline.tracking.client import Store, existing_store
 
 PAGE = ROOT / "docs" / "results.md"
 JOBS = os.environ.get("JOBS", "2")
-SPAN = 10  # epochs: their times in MLflow are a second apart or more
+SPAN = 10  # epochs: the times in MLflow are exact to a second
 
 
 @dataclass(frozen=True)
