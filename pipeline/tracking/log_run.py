@@ -39,6 +39,8 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
             message = _link(store, run, source.experiment)
         else:
             tags = _tags(results, source, record)
+            if run and not record:  # the experiment that began it computed the results
+                tags["dvc.exp_name"] = _names(run, source.experiment)
             name = run_note.name_of(source, results.params)
             run = run or store.client.create_run(store.experiment_id, made, tags, name)
             store.tag(run, tags, results.params.model_dump())
@@ -75,11 +77,14 @@ def _find(store: Store, results: Results, record: PendingRun | None) -> Run | No
 
 def _link(store: Store, run: Run, experiment: str) -> str:
     """Add a DVC experiment to the run that has its results already."""
-    names = experiments_of(run)
-    if not experiment or experiment in names:
+    if not experiment or experiment in experiments_of(run):
         return f"MLflow run {run.info.run_name} is complete"
-    store.tag(run, {"dvc.exp_name": ", ".join([*names, experiment])})
+    store.tag(run, {"dvc.exp_name": _names(run, experiment)})
     return f"{experiment} has the results of MLflow run {run.info.run_name}"
+
+
+def _names(run: Run, experiment: str) -> str:
+    return ", ".join(dict.fromkeys([*experiments_of(run), *filter(None, [experiment])]))
 
 
 def _tags(results: Results, source: Source, record: PendingRun | None) -> dict[str, str]:

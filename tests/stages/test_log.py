@@ -145,6 +145,25 @@ def test_restored_results_are_linked_to_the_run_that_computed_them(loggable, mon
     assert experiments_of(run) == ["again", "third"]
 
 
+def test_an_interrupted_run_that_another_experiment_completes_is_of_both(loggable, monkeypatch):
+    forget_execution()
+    in_experiment(monkeypatch, "first")
+    train.main()
+    evaluate.main()
+    with monkeypatch.context() as patch:
+        patch.setattr(upload, "points_of", None)
+        log.main()
+    in_experiment(monkeypatch, "again")
+    log.main()
+    _, run = contents.only_run(loggable)
+    assert run.info.status == "FINISHED" and run.info.run_name == "first"
+    assert experiments_of(run) == ["first", "again"]
+    in_experiment(monkeypatch, "first")
+    log.main()
+    _, run = contents.only_run(loggable)
+    assert experiments_of(run) == ["first", "again"] and pending_runs() == []
+
+
 def test_other_results_of_the_same_training_are_another_run(loggable):
     log.main()
     changed = paths.EVALUATION.read_text().replace('"mse": 0.', '"mse": 1.')
