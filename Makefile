@@ -24,8 +24,8 @@ setup:          ## install .venv from requirements.lock
 
 # The copy of the lock is written last, so that an interrupted installation does not count as current.
 install:
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is not Python 3.11 or newer: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+	  { echo "$(PYTHON) is not Python 3.11 to 3.14: make PYTHON=/path/to/python3.14 ..." >&2; exit 2; }
 	"$(PYTHON)" -m venv "$(VENV)"
 	"$(VENV)/bin/python" -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
 	@cp requirements.lock "$(VENV)/requirements.lock"

@@ -2,9 +2,12 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import packages_distributions
 
+import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -13,6 +16,8 @@ LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 ENTRY = r"^([\w.-]+)==(\S+)(?: ;.*)? \\\n(?:    --hash=sha256:[0-9a-f]{64}.*\n)+"
 ENTRIES = re.findall(ENTRY, LOCK, flags=re.MULTILINE)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYTHONS = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"])
+OLDEST, TOO_NEW = map(int, PYTHONS.groups())
 RUN_TIME = [Requirement(line) for line in PROJECT["dependencies"]]
 DEVELOPMENT = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
 # Needed without an import: tools, plug-ins, and what MLflow reads the load of a machine with.
@@ -61,3 +66,22 @@ def test_the_declared_dependencies_are_the_imported_libraries():
     assert [found for found in in_tests if not found & names(RUN_TIME + DEVELOPMENT)] == []
     assert names(RUN_TIME) - set().union(*in_pipeline) <= NOT_IMPORTED, "not used"
     assert names(DEVELOPMENT) - set().union(*in_tests) <= NOT_IMPORTED, "not used"
+
+
+@pytest.mark.parametrize("minor", [OLDEST - 1, TOO_NEW])
+def test_a_python_without_locked_packages_is_refused_in_one_line(tmp_path, minor):
+    """By an interpreter that says that it is another version."""
+    python = tmp_path / "python"
+    code = f"import sys; sys.version_info = (3, {minor}); exec(sys.argv[2])"
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' \"$@\"\n")
+    python.chmod(0o755)
+    command = ["make", "-C", str(ROOT), "--no-print-directory", "install", f"PYTHON={python}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    refused = f"{python} is not Python 3.{OLDEST} to 3.{TOO_NEW - 1}"
+    assert done.returncode != 0 and done.stderr.startswith(refused), done.stderr
+    assert done.stdout == ""
+
+
+def test_the_readme_says_which_python_is_needed():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Python 3.{OLDEST} to 3.{TOO_NEW - 1}" in readme
