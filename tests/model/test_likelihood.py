@@ -42,7 +42,8 @@ def integral(of, logit: float) -> float:
 @pytest.mark.parametrize("logit", LOGITS)
 @pytest.mark.parametrize(("name", "sigma"), DENSITIES)
 def test_each_density_integrates_to_one(name, sigma, logit):
-    assert integral(likelihood(name, sigma), logit) == pytest.approx(1, abs=1e-9)
+    density = likelihood(name, sigma)
+    assert density.measure == LEBESGUE and integral(density, logit) == pytest.approx(1, abs=1e-9)
 
 
 def test_the_example_in_the_documents_is_a_density():

@@ -164,6 +164,26 @@ def test_at_the_exact_posterior_dreg_has_no_variance_in_the_encoder(rng):
     assert plain[:encoder].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("terms", [elbo_terms, iwae_terms, dreg_terms])
+def test_a_conditional_model_pays_for_the_label(rng, terms):
+    """Its joint density is p(x|z, y) p(z) / C, and the label of an image is that of all its z."""
+    model, batch = model_and_batch(rng, num_classes=3)
+    batch, eps = batch._replace(y=torch.tensor([0, 1, 2, 0, 1])), normal(5, 4, 3, rng=rng)
+    posterior, z = draw(model, batch, eps)
+    logits = torch.stack([model.network.decode(z[:, s], batch.y) for s in range(4)], dim=1)
+    log_p = Normal(0, 1).log_prob(z).sum(-1) - recon(logits, batch.x.unsqueeze(1)) - np.log(3)
+    q = Normal(posterior.mu, (0.5 * posterior.log_var).exp())
+    log_weights = log_p - q.log_prob(z.transpose(0, 1)).transpose(0, 1).sum(-1)
+    kl = kl_divergence(q, Normal(0.0, 1.0)).sum(-1) + np.log(3)
+    found = terms(model, batch, eps)
+    if terms is elbo_terms:
+        torch.testing.assert_close(found.kl, kl)
+        torch.testing.assert_close(found.loss, recon(logits, batch.x.unsqueeze(1)).mean(1) + kl)
+    else:
+        torch.testing.assert_close(found.neg_elbo, -log_weights.mean(dim=1))
+        torch.testing.assert_close(found.loss, -log_weights.exp().mean(dim=1).log())
+
+
 def test_beta_and_free_bits_change_the_loss_alone(rng):
     model, batch = model_and_batch(rng)
     eps = normal(5, 1, 3, rng=rng)

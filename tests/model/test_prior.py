@@ -1,5 +1,6 @@
 """Priors against torch.distributions, and the samples that they give, in float64."""
 
+import copy
 import math
 
 import pytest
@@ -88,12 +89,28 @@ def test_samples_have_the_moments_of_the_mixture(mixture):
     torch.testing.assert_close(z.var(dim=0), expected.variance, rtol=0.02, atol=0)
 
 
-def test_a_vamp_prior_of_one_component_is_the_encoders_gaussian():
-    model = small_vae(prior="vamp", prior_components=1).double()
+def test_a_mixture_prior_is_that_of_its_weights():
+    model = small_vae(prior="mixture", prior_components=K).double()
+    prior, z = model.prior.requires_grad_(False), normal(6, 4, purpose="z")
+    for name, parameter in prior.named_parameters():
+        parameter.copy_(normal(*parameter.shape, purpose=name))
+    expected = by_torch(Mixture(prior.logits, Posterior(prior.mu, prior.log_var)))
+    torch.testing.assert_close(model.p_z().log_prob(z), expected.log_prob(z))
+
+
+def test_in_bfloat16_a_mixture_is_computed_as_in_float32():
+    working = small_vae(prior="mixture").bfloat16()
+    rounded = copy.deepcopy(working).float()
+    z = normal(6, 4, purpose="z").float()
+    torch.testing.assert_close(working.p_z().log_prob(z), rounded.p_z().log_prob(z))
+
+
+def test_a_vamp_prior_is_the_mean_of_the_encoders_gaussians():
+    model = small_vae(prior="vamp", prior_components=K).double()
     q = model.encode(Batch(torch.sigmoid(model.prior.logits)))
     z = normal(6, 4, purpose="z")
-    expected = Normal(q.mu, (0.5 * q.log_var).exp()).log_prob(z).sum(-1)
-    torch.testing.assert_close(model.p_z().log_prob(z), expected)
+    each = Normal(q.mu, (0.5 * q.log_var).exp()).log_prob(z.unsqueeze(1)).sum(-1).exp()
+    torch.testing.assert_close(model.p_z().log_prob(z), each.mean(dim=1).log())
 
 
 @pytest.mark.parametrize("prior", ["mixture", "vamp"])

@@ -10,21 +10,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import EARLY, ROOT, error_about, set_params
-from helpers.models import DEFAULT
+from helpers.models import DEFAULT, small_vae, weights
 from PIL import Image
 
 from pipeline import paths
 from pipeline.data.datasets import digest, hold_out, load_split, save_dataset
 from pipeline.errors import UserError
-from pipeline.model.objective import NEG_ELBO
+from pipeline.model.objective import NEG_ELBO, Objective
 from pipeline.model.vae import load_vae
 from pipeline.runtime.files import checkpoint_path, sha256_file
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.runtime.tensor_file import read_header
 from pipeline.stages import train
 from pipeline.training import checkpoint
-from pipeline.training.fit import columns
+from pipeline.training.best_epoch import BestEpoch
+from pipeline.training.fit import columns, fit
+from pipeline.training.optimizer import Optimizer
 
 STAGE = (sys.executable, "-m", "pipeline.stages.train")
 
@@ -78,11 +81,50 @@ def test_a_conditional_model_has_the_classes_of_the_dataset_and_shows_a_row_of_e
     assert picture.size == (16 * 29 + 1, 10 * 29 + 1)
 
 
+def test_a_label_may_have_no_image(workplace, small_train):
+    images, labels = small_train.images.view(-1, 28, 28), 2 * (small_train.labels % 2)
+    save_dataset(paths.DATASET, "own", {"train": (images, labels)})
+    set_params(workplace, {"conditional": "true", "num_epochs": 1})
+    train.main()
+    assert read_header(paths.MODEL)["architecture"]["num_classes"] == 3
+
+
 def test_a_conditional_model_needs_labels(workplace, small_train):
     save_dataset(paths.DATASET, "own", {"train": (small_train.images.view(-1, 28, 28), None)})
     set_params(workplace, {"conditional": "true"})
     with error_about("params.yaml: conditional"):
         train.main()
+
+
+def test_every_parameter_of_a_training_has_its_effect(workplace):
+    """The same records and weights as of `fit` with these values, written out."""
+    changes = {
+        "binarize": "dynamic", "z_dim": 3, "activation": "tanh", "beta": 4, "warmup_epochs": 3,
+        "free_bits": 0.1, "num_samples": 2, "num_epochs": 12, "batch_size": 50, "seed": 5,
+        "learning_rate": 0.1, "lr_schedule": "cosine", "weight_decay": 0.3, "patience": 1,
+        "precision": "bfloat16",
+    }  # fmt: skip
+    set_params(workplace, changes)
+    train.main()
+    training, _ = hold_out(load_split(paths.DATASET, "train"), 100)
+    _, validation = hold_out(load_split(paths.DATASET, "train", "fixed"), 100)
+    model = small_vae(5, z_dim=3, activation="tanh")
+    schedule = {"lr_schedule": "cosine", "num_epochs": 12, "weight_decay": 0.3}
+    optimizer = Optimizer(model, 0.1, "bfloat16", **schedule)
+    objective = Objective(num_samples=2, beta=4.0, warmup_epochs=3, free_bits=0.1)
+    best = BestEpoch(model, patience=1, warmup_epochs=3)
+    options = {"batch_size": 50, "seed": 5, "objective": objective, "binarize": True, "best": best}
+    records = list(fit(optimizer, training, validation, range(1, 13), **options))
+    assert pd.read_csv(paths.HISTORY).to_dict("records") == records
+    assert torch.equal(weights(load_vae(paths.MODEL)), weights(model))
+
+
+def test_pictures_of_another_training_are_deleted(workplace):
+    paths.SAMPLES.mkdir(parents=True)
+    (paths.SAMPLES / "generated-epoch-0100.png").touch()
+    set_params(workplace, {"num_epochs": 1})
+    train.main()
+    assert {path.stem[-4:] for path in paths.SAMPLES.iterdir()} == {"0000", "0001"}
 
 
 def test_every_run_shows_the_same_images(workplace):

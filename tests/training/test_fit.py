@@ -1,14 +1,18 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from helpers.models import PRECISIONS, small_vae, weights
+from helpers.models import PRECISIONS, documented, small_vae, weights
+from torch import nn
 from torch.nn import functional as F
 
 from pipeline.data.datasets import Split, above, hold_out, thresholds, to_unit
 from pipeline.evaluation.bounds import elbo
-from pipeline.model.network import Batch
+from pipeline.model import network as network_module
+from pipeline.model.network import NETWORKS, Batch, to_batch
+from pipeline.model.objective import NEG_ELBO, Objective, dreg_terms, elbo_terms, iwae_terms
 from pipeline.runtime.device import prepare_device
 from pipeline.runtime.finite import DivergenceError
 from pipeline.runtime.randomness import permutation, standard_normal
@@ -80,6 +84,35 @@ def test_an_epoch_equals_the_loop_of_the_original_script(data):
     torch.testing.assert_close(weights(model), weights(reference), rtol=1e-3, atol=1e-5)
 
 
+EPOCHS = [  # an objective, and the loss of its epochs 1 and 2
+    (Objective(beta=4.0, warmup_epochs=1), [partial(elbo_terms, beta=beta) for beta in (2.0, 4.0)]),
+    (Objective(beta=4.0), [partial(elbo_terms, beta=4.0)] * 2),
+    (Objective(free_bits=0.5), [partial(elbo_terms, free_bits=0.5)] * 2),
+    (Objective(num_samples=3), [elbo_terms] * 2),
+    (Objective("iwae", 3), [iwae_terms] * 2),
+    (Objective("dreg", 3), [dreg_terms] * 2),
+    (NEG_ELBO, [elbo_terms] * 2),
+]
+
+
+@pytest.mark.parametrize("num_classes", [0, 10])
+@pytest.mark.parametrize(("objective", "losses"), EPOCHS)
+def test_an_epoch_trains_its_objective_with_the_labels_of_its_images(
+    data, objective, losses, num_classes
+):
+    model, other = (small_vae(num_classes=num_classes) for _ in range(2))
+    train(data, model=model, objective=objective)
+    adam = torch.optim.Adam(other.parameters(), foreach=False)
+    for epoch, loss in enumerate(losses, 1):
+        order = permutation(500, 0, "shuffle", epoch).split(64)
+        noise = standard_normal((500, objective.num_samples, 4), 0, "noise", epoch).split(64)
+        for chosen, eps in zip(order, noise, strict=True):
+            adam.zero_grad()
+            loss(other, to_batch(data[0][chosen], other.device), eps).loss.sum().backward()
+            adam.step()
+    torch.testing.assert_close(weights(model), weights(other), rtol=1e-3, atol=1e-5)
+
+
 def test_a_loss_that_is_not_finite_is_reported_with_its_epoch_and_step(data):
     with pytest.raises(DivergenceError) as error:
         train(data, epochs=50, learning_rate=1e4)
@@ -127,9 +160,44 @@ def test_the_pixels_of_an_epoch_are_drawn_from_its_address(data):
     assert records == expected and torch.equal(weights(model), weights(optimizer.model))
 
 
-def test_validation_uses_the_same_noise_each_epoch(data):
-    _, records = train(data, learning_rate=1e-30)
-    assert records[0]["val/neg_elbo"] == records[1]["val/neg_elbo"]
+@pytest.fixture
+def residual(monkeypatch):
+    """The documented network, which has dropout."""
+    monkeypatch.setitem(NETWORKS, "residual", documented(network_module)["Residual"])
+    return "residual"
+
+
+def test_validation_uses_the_same_noise_each_epoch_and_seed_and_no_dropout(data, residual):
+    for network in ("mlp", residual):
+        records = []
+        for seed in (0, 1):
+            model = small_vae(network=network)
+            records += train(data, learning_rate=1e-30, model=model, seed=seed)[1]
+        assert len({record["val/neg_elbo"] for record in records}) == 1
+        assert len({record["train/neg_elbo"] for record in records}) == 4
+
+
+def test_validation_is_the_mean_over_all_images_in_any_batches(data, monkeypatch):
+    monkeypatch.setattr(fit_module, "VALIDATION_BATCH", 30)
+    model, records = train(data)
+    batch, eps = to_batch(data[1], model.device), standard_normal((100, 1, 4), 0, "validate")
+    mean = elbo_terms(model, batch, eps).neg_elbo.mean().item()
+    assert records[-1]["val/neg_elbo"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_dropout_is_drawn_from_the_address_of_an_epoch(data, residual):
+    masks = []
+    for _ in range(2):
+        model = small_vae(network=residual)
+        (dropout,) = (
+            each for each in model.network.decoder.modules() if isinstance(each, nn.Dropout)
+        )
+        dropout.register_forward_hook(lambda _, inputs, output: masks.append(output == 0))
+        before = len(masks)
+        train((data[0], hold_out(data[0], 0)[1]), model=model, batch_size=500)
+        masks[before:] = masks[-2:]  # without that of the check before the training
+    assert not torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2]) and torch.equal(masks[1], masks[3])
 
 
 def test_bfloat16_trains_what_float32_trains(data):
@@ -197,6 +265,14 @@ def test_the_optimal_sigma_of_the_model_is_that_of_its_training_images(data, pre
     mse = elbo(model, data[0])[1].mean().item()
     variance = model.likelihood.average[0] / model.likelihood.average[1]
     assert mse < 0.06 and variance.item() == pytest.approx(mse, rel=0.1)
+
+
+def test_an_epoch_of_the_warm_up_is_never_the_best():
+    best, stops = BestEpoch(small_vae(), patience=2, warmup_epochs=3), []
+    for epoch, neg_elbo in enumerate([1.0, 2.0, 0.5, 9.0, 8.0, 8.5, 8.5], 1):
+        best.update(epoch, neg_elbo)
+        stops.append(best.stops(epoch))
+    assert best.epoch == 5 and stops == [*[False] * 6, True]
 
 
 def test_patience_stops_the_training_and_keeps_the_weights_of_the_best_epoch(data):

@@ -68,6 +68,20 @@ def test_a_wrong_gradient_is_refused(monkeypatch, precision, layer):
         checked_gradient(optimizer, *batch(8))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gradient_that_is_wrong_only_as_it_is_trained_is_refused(monkeypatch, precision):
+    """As that of a broken kernel would be."""
+
+    def wrong(self, a, d):
+        set_gradients(self, a, d)
+        self.bias_grad.mul_(1 if a.dtype == torch.float64 else 2)
+
+    set_gradients = Columns.set_gradients
+    monkeypatch.setattr(Columns, "set_gradients", wrong)
+    with pytest.raises(ValueError, match=r"in network\.encoder\.0\.bias"):
+        checked_gradient(Optimizer(small_vae(), 1e-3, precision), *batch(8))
+
+
 @pytest.mark.parametrize("n", [1, 5000])
 def test_rounding_is_no_difference_at_any_size_of_a_batch(n):
     for activation in ACTIVATIONS:

@@ -1,9 +1,12 @@
 import pytest
 import torch
-from helpers.models import small_vae, weights
+from helpers.models import PRECISIONS, small_vae, weights
+from torch import nn
 from torch.optim import lr_scheduler
 
 from pipeline.errors import UserError
+from pipeline.model.network import Batch
+from pipeline.training.gradient import AutogradGradient
 from pipeline.training.optimizer import Optimizer
 
 TWENTY = {  # the schedulers of PyTorch for 20 epochs
@@ -47,6 +50,19 @@ def test_the_weights_follow_adamw_and_a_schedule_of_pytorch(lr_schedule):
             adam.step()
         scheduler.step()
         torch.testing.assert_close(weights(model), weights(other), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_model_has_the_statistics_of_normalization_layers(precision):
+    """After one step a tenth of the mean, as momentum is 0.1."""
+    model, x = small_vae(h_dim=6), torch.rand(50, 784)
+    expected = model.network.encoder[0](x).mean(dim=0) / 10
+    model.network.encoder.insert(1, nn.BatchNorm1d(6))
+    optimizer = Optimizer(model, 1e-3, precision)
+    AutogradGradient(optimizer.working)(Batch(x), torch.randn(50, 1, 4))
+    optimizer.step()
+    found = model.network.encoder[1].running_mean
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-3)
 
 
 def test_tf32_needs_a_gpu():
