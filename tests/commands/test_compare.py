@@ -1,6 +1,7 @@
 """`python -m pipeline compare` over fabricated and real experiments, and its page in a browser."""
 
 import argparse
+import base64
 import hashlib
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from conftest import error_about
 from helpers.failing_servers import hanging
-from helpers.fake_experiments import MODEL, PARAMS, PER_IMAGE, PROTOCOL, FakeExperiments
+from helpers.fake_experiments import MODEL, PARAMS, PER_IMAGE, PROTOCOL, FakeExperiments, picture
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -97,6 +98,7 @@ def test_named_runs_revisions_and_a_baseline(made, capsys):
     page = run(made, "wide-1", commit[:10], baseline="other")
     output = capsys.readouterr().out
     assert row(output, "other").endswith("baseline") and "lost" not in output
+    assert re.search(r"\bHEAD\b", output), "HEAD is always compared"
     wide_1 = made.git("for-each-ref", "--format=%(objectname)", "refs/exps/**/wide-1")
     assert f"dvc exp apply {wide_1[:10]}" in page and f"git checkout {commit[:10]}" in page
 
@@ -175,20 +177,61 @@ def test_the_files_of_real_stages_are_read(finished, tmp_path_factory, capsys):
     assert titles >= {"Generated", "Reconstructed", "Traversals", "Interpolations"}
 
 
-def test_runs_are_linked_to_mlflow_by_parameters_and_model(made, tmp_path, monkeypatch):
+def test_runs_are_linked_to_their_finished_mlflow_run_by_parameters_and_model(
+    made, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     from pipeline.tracking.client import open_store
 
-    store = open_store(made.root)
-    runs = {}
-    for seed in (1, 2):
+    store, runs = open_store(made.root), []
+    for seed, is_ours, status in ((1, True, "FAILED"), (1, True, "FINISHED"), (1, True, "FAILED"),
+                                  (2, False, "FINISHED")):  # fmt: skip
         params = PARAMS | {"seed": seed}
-        tracked = store.client.create_run(store.experiment_id, run_name=f"tracked-{seed}")
+        runs.append(store.client.create_run(store.experiment_id))
         sha256 = hashlib.sha256(f"{params}x".encode()).hexdigest()  # see FakeExperiments.files
-        store.tag(tracked, {"model.sha256": sha256 if seed == 1 else "0" * 64}, params)
-        runs[seed] = tracked
+        store.tag(runs[-1], {"model.sha256": sha256 if is_ours else "0" * 64}, params)
+        store.close(runs[-1].info.run_id, status)
     links = re.findall(r'<a href="(http[^"]*)"', run(made))
     assert links == [store.url(runs[1])] and "workflowType=machine_learning" in links[0]
+
+
+def test_a_parameter_that_a_lock_lacks_has_its_default(tmp_path, capsys):
+    """It is of a version without that parameter."""
+    repo = FakeExperiments(tmp_path)
+    repo.commit(repo.files())
+    repo.experiment("later", repo.files(seed=1, beta=1.0))
+    repo.experiment("wide", repo.files(-3, h_dim=800))
+    run(repo)
+    assert re.search(r" 2 +HEAD, later ", row(capsys.readouterr().out, "HEAD"))
+
+
+def test_another_dataset_is_another_configuration(tmp_path, capsys):
+    """`dataset` is a parameter of the stage `download`."""
+    repo = FakeExperiments(tmp_path)
+    repo.commit(repo.files())
+    files = repo.files(seed=1)
+    lock = yaml.safe_load(files["dvc.lock"])
+    del lock["stages"]["train"]["params"]["params.yaml"]["dataset"]
+    download = {"deps": [], "params": {"params.yaml": {"dataset": "kmnist"}}, "outs": []}
+    lock["stages"]["download"] = download
+    repo.experiment("other", files | {"dvc.lock": yaml.safe_dump(lock).encode()})
+    run(repo)
+    assert row(capsys.readouterr().out, "dataset=kmnist")
+
+
+def test_every_shown_configuration_has_its_own_pictures_the_baseline_included(tmp_path):
+    repo = FakeExperiments(tmp_path)
+    repo.commit(repo.files())
+    contents = {"HEAD": repo.files()["reports/generated.png"]}
+    for number in range(1, 8):
+        files = repo.files(-number, z_dim=number) | {"reports/generated.png": picture(number)}
+        repo.experiment(f"e{number}", files)
+        contents[f"z_dim={number}"] = picture(number)
+    found = re.findall(r'src="data:image/png;base64,([^"]*)" alt="Generated: ([^"]*)"', run(repo))
+    assert [label for _, label in found] == [f"z_dim={z_dim}" for z_dim in (7, 6, 5, 4, 3)] + [
+        "HEAD"
+    ]
+    assert all(base64.b64decode(data) == contents[label] for data, label in found)
 
 
 def test_an_unusable_mlflow_store_costs_a_note_and_seconds(made, monkeypatch, capsys):

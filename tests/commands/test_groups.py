@@ -1,10 +1,12 @@
 """Which runs form a configuration, what it is called, and which of its values are compared."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers.fake_experiments import PARAMS, PROTOCOL, metrics_of, per_image
 
-from pipeline.commands.comparison import tables
+from pipeline.commands.comparison import charts, tables
 from pipeline.commands.comparison.configurations import Comparison, compare
 from pipeline.commands.comparison.runs import Run
 from pipeline.runtime.git import Experiment
@@ -114,7 +116,9 @@ def test_different_likelihoods_are_ranked_by_the_binarized_images():
     protocol = PROTOCOL | {"images": "b", "measure": "binary pixels"}
     binary = run("b", -5, binarize="fixed", protocol=protocol)
     for other in (laplace, binary):
-        assert compare([run("HEAD"), other], "HEAD").leading == "nll_binarized"
+        comparison = compare([run("HEAD"), other], "HEAD")
+        assert comparison.leading == "nll_binarized" and comparison.labels[-1] == "HEAD"
+        assert " better" in tables.answer(comparison)
     old = run("old", z_dim=2)
     old.metrics = {"neg_elbo": 150.0}
     assert compare([run("HEAD"), old], "HEAD").leading == "neg_elbo"
@@ -131,3 +135,36 @@ def test_the_answer_names_the_best_configuration_and_its_difference(effect, verd
 def test_the_terminal_shows_ascii_without_escape_sequences():
     text = tables.terminal(compare([run("HEAD"), run("\x1b[31mred\n", 1, h_dim=800)], "HEAD"))
     assert text.isascii() and "\x1b" not in text and len(text.splitlines()) == 3
+
+
+def test_a_value_is_shown_with_its_spread():
+    other = run("HEAD").metrics
+    comparison = compare([run("HEAD"), run("wide", 1, h_dim=800)], "HEAD")
+    shown = f"{other['nll']:.2f} ± {other['nll_se']:.2f}"
+    assert tables.values(comparison).at["HEAD", "nll"] == shown
+
+
+def test_points_of_a_chart_are_at_the_means_with_the_spread_as_error():
+    comparison = compare([run("HEAD"), run("wide", 1, h_dim=800)], "HEAD")
+    points, bars = charts.plane(comparison).data, charts.dots(comparison, "nll").data
+    for label, point, bar in zip(["HEAD", "h_dim=800"], points, bars, strict=True):
+        mean, spread = comparison.mean.loc[label], comparison.spread.loc[label]
+        assert point["name"] == bar["name"] == label
+        assert (point["x"], point["y"]) == ([mean["kl"]], [mean["recon"]])
+        assert (bar["x"], bar["error_x"]["array"]) == ([mean["nll"]], [spread["nll"]])
+
+
+def test_a_curve_is_that_of_its_run_and_of_validation_images_if_there_are_any():
+    runs = [run("HEAD"), run("wide", 1, h_dim=800), run("all", 2, h_dim=50)]
+    contents = {"HEAD": "5,8", "wide": "6,7", "all": "9,"}  # without validation images
+    for number, one in enumerate(runs):
+        one.experiment = replace(one.experiment, commit=str(number))
+    comparison, history = compare(runs, "HEAD"), charts.CURVES[0]
+    blobs = {
+        (one.experiment.commit, history.path):
+            f"epoch,train/neg_elbo,val/neg_elbo\n1,{contents[one.name]}\n".encode()
+        for one in runs
+    }  # fmt: skip
+    lines = charts.overlay(history, comparison, comparison.labels, blobs).data
+    found = {line["name"]: (line["y"], line["line"]["dash"]) for line in lines}
+    assert found == {"HEAD": ([8], "solid"), "wide": ([7], "solid"), "all": ([9], "dash")}

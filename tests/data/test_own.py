@@ -101,11 +101,20 @@ ARRAYS = {
     "NaN": {"images": np.full((120, 9, 11), np.nan)},
     "one image": {"images": GRAY[:1]},
     "no image": {"images": GRAY[:0]},
+    "95 images": {"images": GRAY[:95]},
     "few test images": {"images": GRAY, "test_images": GRAY[:15]},
     "too large": {"images": np.zeros((120, 8, 65), "uint8")},
     "too small": {"images": np.zeros((120, 7, 8), "uint8")},
     "another size": {"images": GRAY, "test_images": many(120)},
     "65,536 labels": {"images": many(65_536), "labels": np.arange(65_536)},
+    "257 classes": {
+        "images": many(257), "labels": np.arange(257),
+        "test_images": many(16), "test_labels": np.arange(16),
+    },
+    "a class of test images alone": {
+        "images": GRAY[:100], "labels": CLASSES[:100],
+        "test_images": GRAY[100:], "test_labels": np.full(20, 3),
+    },
     "float labels": {"images": GRAY, "labels": CLASSES / 2},
     "missing labels": {"images": GRAY, "labels": CLASSES[:-1]},
     "labels of one split": {"images": GRAY, "test_images": GRAY, "labels": CLASSES},
@@ -113,7 +122,7 @@ ARRAYS = {
     "unknown name": {"images": GRAY, "label": CLASSES},
     "no images": {"labels": CLASSES},
     "objects": {"images": GRAY, "labels": np.array([Unpickled()] * 120)},
-}
+}  # fmt: skip
 
 
 def refused(subject: Path) -> None:
@@ -185,3 +194,18 @@ def test_an_empty_folder_is_reported_with_what_an_experiment_sees():
     with pytest.raises(UserError, match="dvc add") as error:
         read_own(OWN)
     assert error.value.subject == str(OWN)
+
+
+def test_hidden_folders_are_left_out():
+    save_pictures(GRAY, CLASSES.astype(str))
+    save_pictures(GRAY[:9], [".ipynb_checkpoints"] * 9)
+    images, labels = (torch.cat(parts) for parts in zip(*read_own(OWN).values(), strict=True))
+    assert rows(images) == rows(GRAY) and len(labels.unique()) == 3
+
+
+def test_folders_in_a_subfolder_have_its_label():
+    for name in ("a/x", "a/y", "b/z"):
+        (OWN / name).mkdir(parents=True)
+    save_pictures(GRAY, np.array(["a/x", "a/y", "b/z"])[CLASSES])
+    labels = torch.cat([labels for _, labels in read_own(OWN).values()])
+    assert labels.bincount().tolist() == [80, 40]

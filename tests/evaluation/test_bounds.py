@@ -118,3 +118,14 @@ def test_an_error_in_a_job_ends_all_of_them(set_threads):
     next(jobs)
     jobs.close()
     assert (threading.active_count(), torch.get_num_threads()) == (before, 4)
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_a_binarized_pixel_costs_no_more_than_the_limit(is_binary, split):
+    model, some = small_vae(), first(split, 4)
+    if is_binary:
+        some = replace(some, images=binarize(some.images))
+    with torch.no_grad():
+        model.network.decoder[-1].weight *= 1000
+    result = estimate(model, some)
+    assert result.binarized.max() < -784 * math.log(LIMIT) < result.widened[:, -1].max()

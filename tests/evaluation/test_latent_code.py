@@ -7,10 +7,11 @@ from pipeline.evaluation import latent_code
 from pipeline.evaluation.latent_code import (
     active_units,
     affordable_draws,
+    kl_per_dimension,
     kl_split,
 )
 from pipeline.model.network import Posterior
-from pipeline.model.prior import StandardNormal
+from pipeline.model.prior import Mixture, StandardNormal
 from pipeline.runtime.randomness import standard_normal
 
 
@@ -60,3 +61,17 @@ def test_float32_is_precise_enough():
 def test_the_number_of_draws_is_limited_by_time():
     assert affordable_draws(10_000, 5) == 10_000 and affordable_draws(200, 4) == 200
     assert affordable_draws(10_000, 20) == 2_500 and affordable_draws(10_000, 1024) == 500
+
+
+def test_the_kl_of_a_dimension_of_a_mixture_is_measured_at_z():
+    posterior, eps = random_posterior(50, 2)
+    weights, mu = (
+        torch.tensor([0.3, 0.7]).double(),
+        torch.tensor([[-1.0, 0.0], [2.0, 1.0]]).double(),
+    )
+    prior = Mixture(weights.log(), Posterior(mu, torch.zeros_like(mu)))
+    q = Normal(posterior.mu, (0.5 * posterior.log_var).exp())
+    p = MixtureSameFamily(Categorical(weights.expand(2, 2)), Normal(mu.T, 1.0))
+    z = q.mean + q.scale * eps
+    expected = (q.log_prob(z) - p.log_prob(z)).mean(dim=0)
+    torch.testing.assert_close(kl_per_dimension(posterior, prior, eps), expected)

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.data.datasets import Split
 from pipeline.evaluation.bounds import encode
 from pipeline.evaluation.latent_walks import draw_walks
-from pipeline.evaluation.plots import draw_codes, draw_kl, draw_rows, project
+from pipeline.evaluation.plots import draw_bound, draw_codes, draw_kl, draw_rows, project
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,41 @@ def test_rows_are_drawn_in_their_cells(tmp_path):
     grid = black[rows[0] : rows[-1], columns[0] : columns[-1]]
     centers = [[int(size * (2 * i + 1) / 6) for i in range(3)] for size in grid.shape]
     assert grid[np.ix_(*centers)].tolist() == [[r != c for c in range(3)] for r in range(3)]
+
+
+def pixels(path, color: tuple[int, int, int]) -> np.ndarray:
+    """(row, column) of each pixel of that color."""
+    with Image.open(path) as image:
+        return np.argwhere((np.asarray(image.convert("RGB")) == color).all(axis=-1))
+
+
+BLUE, ORANGE, GRAY = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x99, 0x99, 0x99)
+
+
+def test_dimensions_that_are_not_active_are_gray(tmp_path):
+    kl = pd.DataFrame({"rank": [1, 2], "kl": [2.0, 1.0], "active": [1, 0]})
+    draw_kl(kl, tmp_path / "kl.png")
+    active, inactive = (pixels(tmp_path / "kl.png", color) for color in (BLUE, GRAY))
+    assert np.median(active[:, 1]) < np.median(inactive[:, 1])
+
+
+def test_each_bound_is_drawn_at_its_values(tmp_path):
+    """In the plot on the right, which has no legend: the plain bound above the widened one."""
+    table = pd.DataFrame({"k": [1, 10], "widened": 1.0, "plain": 2.0, "prior": 3.0})
+    table = table.assign(**{f"{name}_se": 0.1 for name in table.columns[1:]})
+    draw_bound(table, dict.fromkeys(("widened", "plain", "prior"), "z"), tmp_path / "bound.png")
+    widened, plain = (pixels(tmp_path / "bound.png", color) for color in (BLUE, ORANGE))
+    widened, plain = (found[found[:, 1] > 550][:, 0] for found in (widened, plain))
+    assert plain.max() < widened.min()
+
+
+def test_codes_are_projected_to_the_plane_that_separates_the_classes():
+    labels = torch.arange(300) % 3
+    mu = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    mu[:, 3] += 20.0 * (labels == 1)
+    mu[:, 4] += 20.0 * (labels == 2)
+    points, _, _ = project(mu, labels)
+    for label in range(3):
+        own = points[labels == label]
+        assert (own - own.mean(dim=0)).norm(dim=1).max() < 6
+        assert (points[labels != label] - own.mean(dim=0)).norm(dim=1).min() > 9

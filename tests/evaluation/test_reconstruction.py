@@ -74,3 +74,14 @@ def test_an_edited_likelihood_is_used_and_reported(batch, capsys):
     logits, x = torch.randn(10, 3, 784), batch.x
     assert torch.equal(recons.gray(logits, x), edited.neg_log_prob(logits, x.unsqueeze(1)))
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_edited_mean_is_that_of_the_binarized_images(batch):
+    class Edited(Bernoulli):
+        def mean(self, outputs):
+            return super().mean(outputs).square()
+
+    model = small_vae()
+    model.likelihood = Edited(model.architecture)
+    logits, b = torch.zeros(1, 1, 784), torch.ones(1, 784)
+    assert choose(model, batch).binary(logits, b).item() == pytest.approx(-784 * math.log(0.25))

@@ -6,6 +6,7 @@ from torch import nn
 
 from pipeline.figures.samples import generate, reconstruct, save_samples
 from pipeline.model.network import to_batch
+from pipeline.runtime.randomness import standard_normal_columns, uniform
 
 LABELS = torch.arange(128) % 10
 
@@ -42,3 +43,17 @@ def test_a_grid_of_a_conditional_model_has_one_row_per_class(tmp_path, small_tes
             cells = torch.tensor(np.asarray(image)[1::29, 1::29])
         expected = torch.tensor(labels).sigmoid().mul(255).round().byte()
         assert torch.equal(cells, expected.unsqueeze(1).expand(-1, columns))
+
+
+@torch.no_grad()
+def test_all_of_z_is_drawn_by_the_seed():
+    """The component of a mixture and the place in it."""
+    model = small_vae(prior="mixture")
+    eps, u = standard_normal_columns(10, 4, 3, "generate"), uniform(10, 3, "generate")
+    expected = model.mean(model.p_z().sample(eps, u))
+    torch.testing.assert_close(generate(model, LABELS[:10], seed=3), expected)
+    for other in (
+        (standard_normal_columns(10, 4, 0, "generate"), u),
+        (eps, uniform(10, 0, "generate")),
+    ):
+        assert not torch.allclose(model.mean(model.p_z().sample(*other)), expected, atol=1e-4)

@@ -4,6 +4,7 @@ from pipeline.runtime.randomness import (
     seeded,
     standard_normal,
     standard_normal_columns,
+    uniform,
 )
 
 
@@ -38,3 +39,8 @@ def test_a_column_does_not_depend_on_the_number_of_columns():
     assert wide.shape == (64, 20)
     assert torch.equal(wide[:, :2], standard_normal_columns(64, 2, 0, "generate"))
     assert len({tuple(column.tolist()) for column in wide.T}) == 20
+
+
+def test_uniform_and_normal_draws_of_one_purpose_are_independent():
+    draws = torch.stack([uniform(10_000, 0, "prior"), standard_normal((10_000,), 0, "prior")])
+    assert draws.corrcoef()[0, 1].abs() < 4 / 100

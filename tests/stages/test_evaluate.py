@@ -9,12 +9,16 @@ import torch
 from conftest import error_about, set_params
 from helpers.models import documented, small_vae
 from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
 
 from pipeline import paths
 from pipeline.data.datasets import binarize, digest, load_split, save_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation import bounds
 from pipeline.evaluation.classifier import classify, load_classifier
+from pipeline.evaluation.sample_quality import prdc
+from pipeline.figures.grids import save_grid
+from pipeline.figures.samples import generate
 from pipeline.model import likelihood
 from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.vae import load_vae, save_vae
@@ -176,3 +180,41 @@ def test_without_labels_what_needs_them_is_left_out(finished, small_train, small
     assert results.classifier_sha256 == sha256_file(paths.CLASSIFIER)
     assert "frechet_distance" not in json.loads(paths.METRICS.read_text())["test"]
     assert (paths.FIGURES / "interpolations.png").exists()
+
+
+def test_samples_are_scored_as_samples_and_not_as_real_images(finished):
+    metrics, split = read_metrics(), load_split(paths.DATASET, "test")
+    images = generate(load_vae(paths.MODEL), split.labels), split.images
+    fake, real = (classify(load_classifier(paths.CLASSIFIER), each).features for each in images)
+    scores = prdc(real, fake)
+    assert scores == {name: metrics[name] for name in scores} != prdc(fake, real)
+
+
+def test_the_probes_are_trained_on_the_training_images(finished):
+    splits = [load_split(paths.DATASET, name) for name in ("train", "test")]
+    codes = [bounds.encode(load_vae(paths.MODEL), split).mu.double().numpy() for split in splits]
+    train, test = ((code, split.labels.numpy()) for code, split in zip(codes, splits, strict=True))
+    expected = KNeighborsClassifier(15, algorithm="brute").fit(*train).score(*test)
+    assert read_metrics()["knn_accuracy"] == pytest.approx(expected)
+
+
+def test_the_pictures_are_of_128_samples_and_of_the_first_test_images(finished):
+    save_grid(
+        generate(load_vae(paths.MODEL), torch.zeros(128)), (28, 28), finished / "expected.png"
+    )
+    assert paths.GENERATED.read_bytes() == (finished / "expected.png").read_bytes()
+    shown = torch.tensor(np.asarray(Image.open(paths.RECONSTRUCTED)))
+    originals = shown[1:, 1:].unfold(0, 28, 29).unfold(1, 28, 57).flatten(0, 1).flatten(1)
+    assert torch.equal(originals, load_split(paths.DATASET, "test").images[:64])
+
+
+def test_samples_of_a_conditional_model_have_the_labels_of_the_test_images(finished):
+    model = small_vae(num_classes=10)
+    with torch.no_grad():
+        model.network.decoder[0].weight *= 20  # the label matters
+    save_vae(model, paths.MODEL, {})
+    evaluate.main()
+    labels = load_split(paths.DATASET, "test").labels
+    found = classify(load_classifier(paths.CLASSIFIER), generate(model, labels)).classes
+    assert len(found.unique()) > 2
+    assert read_metrics()["label_agreement"] == (found == labels).double().mean()
