@@ -20,6 +20,9 @@ ENDS = [
     ("import numpy; numpy.empty(2**62, 'u1')", 3, "out of memory: .*\n"),
     ("import torch; torch.empty(2**59)", 3, "out of memory: .*\n"),
     ("import torch; raise torch.OutOfMemoryError('CUDA')", 3, "out of memory: .*\n"),
+    ("raise RuntimeError('CUBLAS_STATUS_ALLOC_FAILED')", 3, "out of memory: .*eval_samples\n"),
+    ("raise RuntimeError('GPU 0: out of memory')", 3, "out of memory: .*GPU_JOBS\n"),
+    ("from pipeline.errors import die_with_parent as die; die(2**22 + 1)", 137, ""),
     ("raise RuntimeError('an illegal memory access')", 1, "Traceback.*illegal memory access\n"),
     ("pass", 0, ""),
 ]

@@ -19,6 +19,9 @@ IDENTICAL = "identical"
 
 def file_diff(recorded: Path, again: Path) -> str:
     """`identical`, or how the second file differs from the first."""
+    for path, words in ((recorded, "not recorded"), (again, "not written again")):
+        if not path.exists():
+            return f"differs: {words}"
     try:
         if sha256_file(recorded) == sha256_file(again):
             return IDENTICAL
@@ -26,7 +29,7 @@ def file_diff(recorded: Path, again: Path) -> str:
         if recorded.suffix == MODEL.suffix and (changed := provenance_diff(recorded, again)):
             difference += f"; made with other {', '.join(changed)}"
         return difference
-    except Exception as error:  # a missing file, or whatever the library that reads it raises
+    except Exception as error:  # whatever the library that reads it raises
         return f"differs: cannot be compared by its numbers ({error})"
 
 

@@ -94,9 +94,13 @@ def execute(folder: Path) -> None:
 
 
 def compare(recorded: Path, again: Path) -> dict[str, str]:
-    """`identical` or the difference, for the model and every report."""
-    files = [again / MODEL, *sorted(again.glob("reports/**/[!.]*.*"))]
-    names = [path.relative_to(again).as_posix() for path in files]
+    """`identical` or the difference, for the model and every report of either."""
+    reports = {
+        path.relative_to(folder).as_posix()
+        for folder in (recorded, again)
+        for path in folder.glob("reports/**/[!.]*.*")
+    }
+    names = [MODEL.as_posix(), *sorted(reports)]
     return {name: file_diff(recorded / name, again / name) for name in names}
 
 

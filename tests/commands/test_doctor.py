@@ -157,6 +157,10 @@ def test_no_command_takes_a_file_away_from_an_experiment(repo, left, ended, doct
         (line,) = doctor(*options)
         path.write_bytes(content)
         assert re.search("when no experiment is running: (mv mlflow|dvc commit)", line)
+    left(ended)
+    assert command.when_idle("x") == "x"
+    with FileLock(".dvc/tmp/computing/cores/000.lock"):
+        assert command.when_idle("x") == "when no experiment is running: x"
 
 
 def test_a_run_without_its_artifacts_is_completed(repo, doctor):

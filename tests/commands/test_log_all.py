@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import use_folder
+from conftest import error_about, use_folder
 from helpers.mlflow_contents import client_of, runs_of
 from helpers.repo import Repo
 from helpers.servers import free_port
 
 from pipeline.commands import log_all
+from pipeline.runtime import git
 
 PARAMS, CODE, REPORT = "params.yaml", "pipeline/evaluation/bounds.py", "reports/metrics.json"
 
@@ -96,6 +97,43 @@ def test_a_comment_that_is_recorded_by_dvc_commit_is_no_difference(repo, log):
     repo.commit()
     assert log()["end"].startswith("2 of 2 are complete in MLflow")
     assert len(runs_of(client_of(repo.root))) == 1
+
+
+def test_the_fingerprint_of_a_run_is_that_of_the_code_of_its_commit(repo, log, monkeypatch):
+    fingerprints = []
+    for name in ("before", "after"):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+        log()
+        (run,) = runs_of(client_of(repo.root), name)
+        fingerprints.append(run.data.tags["fingerprint"])
+        edit(repo.root / "pipeline/model/vae.py", "def mean", "# a comment\n    def mean")
+    assert fingerprints[0] == fingerprints[1]
+
+
+def test_a_run_of_a_commit_has_its_time_and_of_two_experiments_the_older_one_comes_first(
+    repo, log, monkeypatch
+):
+    """Whatever lies in data/own now."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "times")
+    made = git.head(repo.root).made
+    (repo.root / "data/own/image.png").write_bytes(b"later")
+    for name, time in (("a", made // 1000 + 9), ("b", made // 1000 + 5)):
+        words = ("commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "x")
+        later = repo.run("env", f"GIT_COMMITTER_DATE=@{time} +0000", "git", *words).strip()
+        last = repo.run("git", "rev-parse", "HEAD").strip()
+        repo.run("git", "update-ref", f"refs/exps/{last[:2]}/{last[2:]}/{name}", later)
+    assert log()["end"].startswith("4 of 4")
+    runs = runs_of(client_of(repo.root), "times")
+    (run,) = (run for run in runs if "dvc.exp_name" in run.data.tags)
+    assert run.info.run_name == "b" and run.data.tags["dvc.exp_name"] == "b, a"
+    assert run.info.start_time == run.info.end_time == made + 5000
+
+
+def test_what_could_not_be_logged_is_a_failure(repo, log):
+    (repo.root / "dvc.yaml").write_text("[")
+    repo.commit()
+    with error_about("log-all"):
+        log()
 
 
 def test_parameters_that_dvc_records_without_an_execution_are_not_those_of_the_results(repo, log):

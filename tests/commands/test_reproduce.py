@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from conftest import error_about
 from helpers.repo import Repo, litter, started
-from safetensors import safe_open
-from safetensors.numpy import load_file, save
 
+from pipeline.commands import reproduce
 from pipeline.commands.file_diff import file_diff
 from pipeline.commands.reproduce import compare, find_run, judge
 from pipeline.paths import METRICS, MODEL
+from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
+from pipeline.stages import log
 
 REPRO = "z4-h32x1-relu-lr0.001-e3-s0"
 
@@ -76,16 +77,19 @@ def test_altered_records_are_reported_with_the_size_of_the_difference(repo):
 
 
 @pytest.mark.parametrize(
-    ("cpu", "gap", "verdict"),
+    ("cpu", "changes", "gap", "verdict"),
     [
-        ("another one", 0.1, "within 0.3 nats (0.1)"),
-        ("another one", 0.4, "differs"),
-        (None, 0.1, "differs"),
+        ("another one", {}, 0.1, "within 0.3 nats (0.1)"),
+        ("another one", {}, 0.4, "differs"),
+        (None, {}, 0.1, "differs"),
+        (None, {"device": "cuda 13 (A)"}, 0.1, "within"),
+        (None, {"versions": {"torch": "0"}}, 0.1, "within"),
+        ("another one", {"params": {"z_dim": 5}}, 0.1, "differs"),
     ],
-    ids=["another CPU", "too far", "the same CPU"],
+    ids=["another CPU", "too far", "the same CPU", "device", "versions", "parameters"],
 )
 def test_on_another_machine_the_promise_is_a_tolerance(
-    finished_workspace, tmp_path, cpu, gap, verdict
+    finished_workspace, tmp_path, cpu, changes, gap, verdict
 ):
     recorded, again = tmp_path / "recorded", tmp_path / "again"
     for folder in (recorded, again):
@@ -93,14 +97,18 @@ def test_on_another_machine_the_promise_is_a_tolerance(
     run = SimpleNamespace(data=SimpleNamespace(tags={"cpu": cpu} if cpu else {}))
     assert judge(run, recorded, again, compare(recorded, again)) == "identical"
 
-    with safe_open(again / MODEL, framework="numpy") as file:
-        header = file.metadata()
-    weights = {name: tensor * 1.001 for name, tensor in load_file(again / MODEL).items()}
-    (again / MODEL).write_bytes(save(weights, header))
+    header = read_header(again / MODEL)
+    weights = {name: tensor * 1.001 for name, tensor in read_tensors(again / MODEL).items()}
+    write_tensors(again / MODEL, weights, {"provenance": header["provenance"] | changes})
     metrics = json.loads((again / METRICS).read_text())
     metrics["test"]["neg_elbo"] += gap
     (again / METRICS).write_text(json.dumps(metrics))
+    (again / "reports/figures/traversals.png").unlink()
+    shutil.copy(again / "reports/generated.png", again / "reports/figures/traversals.png")
+    (again / "reports/figures/kl_per_dimension.png").unlink()
     found = compare(recorded, again)
+    assert found["reports/figures/traversals.png"].startswith("differs")
+    assert found["reports/figures/kl_per_dimension.png"] == "differs: not written again"
     assert found[MODEL.as_posix()].startswith("differs by at most ")
     assert judge(run, recorded, again, found).startswith(verdict)
 
@@ -114,8 +122,21 @@ def test_differences_of_tables_are_reported_with_their_size_and_place(tmp_path):
     assert found == "differs by at most 0.5, in nll (1 of 4 values differ)"
     found = file_diff(tmp_path / "one.csv", tmp_path / "other.csv")
     assert found == "differs by at most 0.25, in widened (1 of 6 values differ)"
+    (tmp_path / "filled.csv").write_text("k,val,widened\n10,1,97.5\n500,,95.5\n")
+    found = file_diff(tmp_path / "one.csv", tmp_path / "filled.csv")
+    assert found == "differs by at most inf, in val (1 of 6 values differ)"
+    (tmp_path / "longer.csv").write_text("k,val,widened\n10,,97.5\n500,,95.5\n600,,95\n")
+    found = file_diff(tmp_path / "one.csv", tmp_path / "longer.csv")
+    assert found == "differs: other names or shapes"
     for name in ("torn.csv", "missing.csv"):
         assert file_diff(tmp_path / "one.csv", tmp_path / name).startswith("differs")
+
+
+def test_a_run_that_has_lost_its_artifacts_is_not_executed(loggable):
+    log.main()
+    shutil.rmtree("mlartifacts")
+    with error_about(REPRO):
+        reproduce.main(SimpleNamespace(run=REPRO))
 
 
 @pytest.mark.parametrize("word", ["nobody", "twice", "running", "outside of git"])

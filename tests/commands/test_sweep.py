@@ -109,6 +109,10 @@ def test_values_and_ranges_have_the_type_of_the_parameter(base, word, distributi
         ({"space": ["z_dim=2..8"]}, "sweep: z_dim"),  # a range in a grid
         ({"space": ["dataset=mnist,kmnist"]}, "sweep: dataset"),
         ({"space": ["eval_samples=5,10"]}, "sweep: eval_samples"),
+        ({"space": ["val_size=50,100"]}, "sweep: val_size"),
+        ({"space": ["binarize=none,fixed"]}, "sweep: binarize"),
+        ({"space": ["eval_proposal_scale=1.2,1.4"]}, "sweep: eval_proposal_scale"),
+        ({"space": ["device=auto,cpu"]}, "sweep: device"),
         ({"space": ["objective=elbo,iwae", "beta=1,2"]}, "sweep: beta"),
         ({"space": ["seed=1,2"], "seeds": 2}, "seed"),
         ({"minimize": "test/nll"}, "test/nll"),
@@ -147,6 +151,14 @@ def test_an_interrupted_plan_is_completed_and_another_one_refused(root):
     assert [each.system_attrs["fixed_params"]["z_dim"] for each in found.trials] == [2, 4, 8]
     with error_about("'other'"):
         study.load("other", root)
+    study.create("torn", study.load("widths", root)[1], [{"z_dim": 2}], root)
+    with error_about("torn"):
+        study.load("torn", root)
+
+
+def test_a_search_draws_with_the_sampler_that_is_named(root):
+    new(trials=2, sampler="random")
+    assert type(study.load("widths", root)[0].sampler) is optuna.samplers.RandomSampler
 
 
 def test_a_store_that_cannot_be_reached_is_one_line(root, monkeypatch):
@@ -167,6 +179,10 @@ def test_ray_is_refused_without_remotes_and_a_store_that_nodes_share(root):
     command("new", "widths", "z_dim=2,4")
     with error_about("--ray"):
         command("work", "widths", "--ray", "auto")
+    with error_about("--gpus"):
+        command("work", "widths", "--gpus", "1")
+    with pytest.raises(SystemExit):
+        command("work", "widths", "--jobs", "0")
 
 
 def test_a_clone_with_something_else_is_refused(root):
@@ -182,14 +198,43 @@ def test_a_clone_with_something_else_is_refused(root):
         experiment.require_cached([sweep.Path("data/raw")], clone.file("HEAD", DVC_LOCK), root)
 
 
-def test_a_dataset_that_is_not_executed_is_refused(repo, tmp_path, monkeypatch):
-    """Workers would prepare it, and train a classifier each."""
+@pytest.mark.parametrize(
+    ("changes", "subject"),
+    [
+        ({"dataset": "fashion_mnist"}, "dvc.yaml: download"),
+        ({"val_size": 0}, "params.yaml: val_size"),
+    ],
+)
+def test_a_commit_that_no_trial_can_begin_with_is_refused(
+    repo, tmp_path, monkeypatch, changes, subject
+):
+    """Workers would prepare the dataset, and train a classifier each."""
     other = repo.copy(tmp_path / "other")
-    other.set(dataset="fashion_mnist")
+    other.set(**changes)
     other.commit()
     monkeypatch.chdir(other.root)
-    with error_about("dvc.yaml: download"):
+    with error_about(subject):
         new()
+
+
+def test_a_worker_begins_no_trial_with_other_files_or_without_data(
+    root, repo, tmp_path, monkeypatch
+):
+    other = repo.copy(tmp_path / "other")
+    monkeypatch.chdir(other.root)
+    monkeypatch.setattr(worker, "run_trials", None)
+    new()
+    with (other.root / "params.yaml").open("a") as params:
+        params.write("# more\n")
+    with error_about("params.yaml"):
+        command("work", "widths")
+    other.commit()
+    with error_about("widths"):
+        command("work", "widths")
+    other.run("git", "reset", "-q", "--hard", "HEAD~")
+    (other.root / ".dvc/cache").rename(tmp_path / "cache")
+    with error_about("data/dataset.safetensors"):
+        command("work", "widths")
 
 
 def work(root, monkeypatch, values):
@@ -251,6 +296,31 @@ def test_stages_that_fail_in_a_row_end_a_worker(root, monkeypatch):
     assert values(work(root, monkeypatch, [])) == [1.0] * 4
 
 
+def test_failures_between_successes_do_not_end_a_worker(root, monkeypatch):
+    new(space=["z_dim=2,4,8,16"])
+    with error_about("widths-0002"):
+        work(root, monkeypatch, [1.0, 2.0, StageError("widths-0002", "disk full"), 4.0])
+    found, _ = study.load("widths", root)
+    assert values(found.trials) == [1.0, 2.0, None, 4.0]
+
+
+def test_a_worker_that_lives_keeps_its_trial_beyond_the_grace(root, monkeypatch):
+    new(space=["z_dim=2"], grace=3)
+    found, plan = study.load("widths", root)
+    states = []
+
+    def longer(name, plan, params, clone):
+        time.sleep(6)
+        study.reopen(found)
+        states.extend(trial.state for trial in found.trials)
+        return 5.0
+
+    monkeypatch.setattr(worker, "run_seeds", longer)
+    clone = experiment.open_clone(root, plan.baseline)
+    worker.run_trial(found, plan, clone, study.take(found, but=()))
+    assert states == [TrialState.RUNNING]
+
+
 def test_the_trial_of_a_killed_worker_waits_again(root, monkeypatch):
     new(grace=1)
     found, _ = study.load("widths", root)
@@ -258,10 +328,14 @@ def test_the_trial_of_a_killed_worker_waits_again(root, monkeypatch):
     assert values(work(root, monkeypatch, [3.0, 4.0])) == [4.0, 3.0]
 
 
-def test_nothing_is_run_twice(root, monkeypatch):
+def test_nothing_is_run_twice(root, monkeypatch, capsys):
     new(space=["z_dim=2,4"], trials=6)
     trials = work(root, monkeypatch, [3.0, 4.0])  # another training would have value 1
     assert sorted(set(values(trials))) == [3.0, 4.0]
+    command("show", "widths")
+    assert capsys.readouterr().out.count("widths-000") == 2
+    command("fetch", "widths")
+    assert "0 of 2 finished experiments are here" in capsys.readouterr().out
 
 
 ENDS = [5.0, UnfitError("x", "y"), StageError("x", "y"), UserError("x", "y")]
@@ -370,15 +444,33 @@ def test_an_outage_of_the_store_does_not_end_the_heartbeats(root, monkeypatch):
 def test_the_report_says_what_failed_and_why(root, monkeypatch, capsys):
     new(space=["z_dim=2,4,8,16,32", "h_dim=20,40"])
     sweep.show(argparse.Namespace(name="widths"), root)
-    work(root, monkeypatch, [UnfitError("widths-0000", "diverged"), *map(float, range(9))])
+    work(root, monkeypatch, [UnfitError("widths-0000", "z < 3"), *map(float, range(9))])
     sweep.show(argparse.Namespace(name="widths"), root)
     before, after = capsys.readouterr().out.split("10 waiting\n")[-1].split("9 complete, 1 fail")
     assert "Wrote" not in before
     assert after.index("widths-0001") < after.index("widths-0009")
-    assert "failed: widths-0000: diverged" in after
+    assert "failed: widths-0000: z < 3" in after
     assert "importance" in after
     page = (root / "reports/sweeps/widths.html").read_text()
-    assert page.count("plotly-graph-div") >= 3
+    assert page.count("plotly-graph-div") >= 3 and "z &lt; 3" in page and "z < 3" not in page
+
+
+def test_the_report_names_machines_whose_results_differ_by_rounding(root, monkeypatch, capsys):
+    new()
+    monkeypatch.setattr(worker.run_note, "cpu", iter(["one CPU", "another"]).__next__)
+    work(root, monkeypatch, [1.0, 2.0])
+    command("show", "widths")
+    assert "results of one CPU and another differ" in capsys.readouterr().out
+
+
+def test_the_terminal_shows_the_best_trials(root, monkeypatch, capsys):
+    new(space=[f"z_dim={','.join(map(str, range(2, 24)))}"])
+    work(root, monkeypatch, [float(value) for value in range(22)])
+    command("show", "widths")
+    output = capsys.readouterr().out
+    assert "widths-0019" in output and "widths-0020" not in output
+    sweep.advance(sweep.tqdm(disable=True), study.load("widths", root)[0])
+    assert "22 of 22 trials are done, best 0.00" in capsys.readouterr().out
 
 
 def recorded(repo: Repo, folder, **changes: object) -> experiment.Clone:
@@ -407,6 +499,34 @@ def test_the_value_is_of_the_epoch_whose_weights_the_model_has(repo, tmp_path, c
         clone.check("x", params.model_copy(update={"z_dim": 99}))
 
 
+def test_an_experiment_with_other_code_is_not_taken_for_a_trial(repo, tmp_path):
+    clone = recorded(repo, tmp_path)
+    clone.check("x", clone.params())
+    with (clone.root / "pipeline/paths.py").open("a") as code:
+        code.write("# more\n")
+    other = Repo(clone.root, repo.mirror)
+    other.commit()
+    other.run("git", "update-ref", clone.ref("x"), "HEAD")
+    with error_about("x"):
+        clone.check("x", clone.params())
+
+
+def test_a_name_is_published_only_to_remotes_of_git_and_dvc_and_with_its_files(repo, tmp_path):
+    clone = recorded(repo, tmp_path)
+    other, bare = Repo(clone.root, repo.mirror), str(tmp_path / "bare.git")
+    other.run("git", "init", "-q", "--bare", bare)
+    for name in ("backup", "origin"):
+        other.run("git", "remote", "add", name, bare)
+    assert experiment.open_clone(other.root, clone.baseline).remote == ""
+    other.run("dvc", "remote", "add", "--local", "-q", "-d", "store", str(tmp_path / "store"))
+    clone = experiment.open_clone(other.root, clone.baseline)
+    assert clone.remote == "origin"
+    (other.root / ".dvc/cache").rename(tmp_path / "cache")
+    with error_about("data/dataset.safetensors"):
+        clone.publish("x")
+    assert clone.published(["x"]) == []
+
+
 @pytest.mark.parametrize(
     ("output", "kind"),
     [
@@ -424,3 +544,17 @@ def test_only_some_failures_are_due_to_the_parameters(output, kind):
 def test_each_run_of_a_trial_has_a_name_and_a_seed():
     plan = study.Plan("val/neg_elbo", "tpe", 240, 1, 2, {}, "", {})
     assert worker.seeds(plan) == [("-s1", {"seed": 1}), ("-s2", {"seed": 2})]
+
+
+def test_the_value_of_a_trial_is_the_mean_over_its_seeds(repo, tmp_path):
+    clone = recorded(repo, tmp_path)
+    other = Repo(clone.root, repo.mirror)
+    for seed, kl in ((1, 2), (2, 5)):
+        other.set(seed=seed)
+        (other.root / "reports/history.csv").write_text(f"epoch,val/neg_elbo,val/kl\n3,7,{kl}\n")
+        other.commit()
+        other.run("git", "update-ref", clone.ref(f"x-s{seed}"), "HEAD")
+    plan = study.Plan("val/kl", "tpe", 240, 1, 2, {}, "", {})
+    assert worker.run_seeds("x", plan, {}, clone) == 3.5
+    with pytest.raises(UnfitError, match="beta"):
+        worker.run_seeds("x", plan, {"objective": "iwae", "beta": 2}, clone)

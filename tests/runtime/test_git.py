@@ -136,6 +136,8 @@ def test_no_mark_in_the_index_hides_a_change(root, tmp_path):
 
 
 def test_files_are_those_of_the_commit_whatever_the_user_has_configured(root, tmp_path):
+    Path("binary").chmod(0o755)
+    commit()
     run_git("config", "core.autocrlf", "true")
     attributes = "binary export-ignore\n* text=auto eol=crlf\n"
     Path(".git/info/attributes").write_text(attributes)
@@ -144,6 +146,7 @@ def test_files_are_those_of_the_commit_whatever_the_user_has_configured(root, tm
     for folder in ("files", "clone"):
         for name, (content, _) in FILES.items():
             assert (tmp_path / folder / name).read_bytes() == content
+            assert os.access(tmp_path / folder / name, os.X_OK) is (name == "binary")
 
 
 @pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="signs the commit")
@@ -253,6 +256,10 @@ def test_a_commit_or_file_that_does_not_exist_is_named(root, tmp_path):
     with pytest.raises(UserError) as error:
         git.check_out("HEAD", [Path("copy")], root, tmp_path / "again")
     assert error.value.subject == "copy"
+    subprocess.run(["dvc", "remote", "add", "-dq", "x", "ssh://127.0.0.1:1/x"], check=True)
+    with pytest.raises(UserError) as error:
+        git.check_out(commit(), [Path("copy")], root, tmp_path / "third")
+    assert error.value.subject == "dvc", "no NoResultsError, which is no failure"
 
 
 def test_the_variables_of_a_git_hook_do_not_redirect_it(root, tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ from pipeline.runtime.files import sha256_file
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
 from pipeline.stages import evaluate, log, train
-from pipeline.tracking import log_run, upload
+from pipeline.tracking import log_run, run_note, upload
 from pipeline.tracking.client import experiments_of
 from pipeline.tracking.results import read_results
 from pipeline.tracking.stream import Stream
@@ -78,6 +80,14 @@ def test_run_has_the_contents_of_the_files(loggable, monkeypatch, capsys):
     assert run.data.tags["model.sha256"] == sha256_file(paths.MODEL)
     assert run.data.tags["mlflow.source.git.commit"] == head()
     assert run.data.tags["dvc.restore"] == f"git checkout {head()[:10]} && dvc repro"
+    about = {
+        "version.torch": version("torch"), "mlflow.source.name": "dvc repro",
+        "mlflow.user": os.environ.get("USER", "unknown"), "cpu": run_note.cpu(),
+    }  # fmt: skip
+    assert {name: run.data.tags.get(name) for name in about} == about
+    (model,) = contents.models_of(client, run)
+    assert model.params == run.data.params
+    assert model.tags["model.sha256"] == run.data.tags["model.sha256"]
     files = contents.files_of(client, run)
     written = {str(path): path.read_bytes() for path in Path("reports").rglob("*.*")}
     assert {name: files[name] for name in files if not name.startswith("images/")} == written
@@ -121,7 +131,8 @@ def test_experiment_gives_name_baseline_restore_command_and_diff(loggable, monke
     assert run.data.tags["dvc.restore"] == command
     note = run.data.tags["mlflow.note.content"]
     assert "\n-sample_every: 2" in note and "\n+sample_every: 5" in note and "z_dim" not in note
-    assert command in note
+    assert command in note and f"`{head()[:10]}` (see `git.diff`): params.yaml." in note
+    assert run.data.tags["mlflow.source.name"] == "dvc exp run"
     assert b"+sample_every: 5" in contents.files_of(client, run)["git.diff"]
 
 
@@ -131,9 +142,11 @@ def test_logging_again_changes_nothing_and_a_lost_artifact_store_is_refilled(log
     before = contents.dump(client)
     log.main()
     assert "is complete" in capsys.readouterr().out and contents.dump(client) == before
-    shutil.rmtree("mlartifacts")
-    log.main()
-    assert contents.dump(client) == before
+    for lost in ("mlartifacts", "mlartifacts/models"):
+        shutil.rmtree(lost)
+        log.main()
+        assert contents.dump(client) == before
+        assert list(Path("mlartifacts/models").glob("*/artifacts/MLmodel"))
 
 
 def test_restored_results_are_linked_to_the_run_that_computed_them(loggable, monkeypatch):
@@ -162,6 +175,36 @@ def test_an_interrupted_run_that_another_experiment_completes_is_of_both(loggabl
     log.main()
     _, run = contents.only_run(loggable)
     assert experiments_of(run) == ["first", "again"] and pending_runs() == []
+
+
+def test_results_that_were_not_computed_here_name_no_cpu(loggable):
+    forget_execution()
+    log.main()
+    assert "cpu" not in contents.only_run(loggable)[1].data.tags
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_the_code_of_a_run_is_that_with_which_its_training_began(loggable, later):
+    """Unless DVC has been started again since, and has restored the results."""
+    train.main()
+    Path("new.py").touch()
+    record = pending_runs()[0]
+    record.process += later
+    record.save()
+    log.main()
+    _, run = contents.only_run(loggable)
+    assert ("new.py" in run.data.tags["mlflow.note.content"]) is later
+
+
+def test_a_process_waits_for_another_one_that_logs_the_same_results(loggable):
+    forget_execution()
+    lock = Path(".dvc/tmp/runs") / f"{read_results().results_sha256[:16]}.lock"
+    with ThreadPoolExecutor(1) as pool, FileLock(lock):
+        logging = pool.submit(log.main)
+        with pytest.raises(TimeoutError):
+            logging.result(timeout=5)
+        assert contents.runs_of(contents.client_of(loggable)) == []
+    assert contents.points(*contents.only_run(loggable)) == points_of_files()
 
 
 def test_other_results_of_the_same_training_are_another_run(loggable):

@@ -1,13 +1,17 @@
 """A training is streamed while it runs, and no failing server delays it or loses a point."""
 
+import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import error_about
+from filelock import FileLock
 from helpers.failing_servers import KINDS
 from helpers.kill_campaign import TARGETS, processes
 from helpers.mlflow_contents import assert_whole, client_of, dump, only_run, points, runs_of
@@ -17,7 +21,7 @@ from mlflow import MlflowClient
 from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.paths import CLASSIFIER, DATASET, HISTORY, MODEL, SAMPLES
-from pipeline.runtime.files import sha256_file
+from pipeline.runtime.files import checkpoint_path, is_locked, sha256_file
 from pipeline.runtime.fingerprint import fingerprint, provenance
 from pipeline.runtime.pending_run import PATIENCE, follow_training, pending_runs
 from pipeline.stages import evaluate, log, train_classifier
@@ -62,12 +66,14 @@ def test_epochs_are_streamed_and_log_completes_the_run_without_doubling(loggable
         run = run_with(client, epochs=1)
         assert run.info.status == "RUNNING"
         assert run.data.params["z_dim"] == "4" and run.data.tags["execution"] == record.execution
+        assert is_locked(record.lock), "`log` waits"
         raise KeyboardInterrupt
     assert client.get_run(run.info.run_id).info.status == "KILLED"
     with followed() as resumed:
         HISTORY.write_text("".join(lines))
         assert resumed.execution == record.execution
         run_with(client, epochs=3)
+        until(lambda: client.list_artifacts(run.info.run_id, "images"), seconds=60)
         resumed.finish(sha256_file(MODEL))
     assert client.get_run(run.info.run_id).info.status == "RUNNING", "until it is evaluated"
     log.main()
@@ -77,6 +83,53 @@ def test_epochs_are_streamed_and_log_completes_the_run_without_doubling(loggable
     assert len(list(SAMPLES.glob("*.png"))) == 6
     names = [entry.path for entry in client.list_artifacts(run.info.run_id, "images")]
     assert len(names) == 2 * (6 + 2)
+
+
+def test_a_training_that_is_killed_has_a_killed_run(loggable):
+    """SIGKILL closes the stdin of the follower, and SIGTERM raises SystemExit."""
+    (record,) = pending_runs()
+    command = [sys.executable, "-m", "pipeline.tracking.follower", str(record.path)]
+    follower = subprocess.Popen(command, stdin=subprocess.PIPE)
+    run_with(client_of(loggable), epochs=3)
+    follower.communicate()
+    assert only_run(loggable)[1].info.status == "KILLED"
+    with pytest.raises(SystemExit), followed():
+        until(lambda: only_run(loggable)[1].info.status == "RUNNING")
+        sys.exit(143)
+    assert only_run(loggable)[1].info.status == "KILLED"
+
+
+def test_the_follower_gives_way_and_the_run_has_system_metrics(loggable, monkeypatch):
+    """Ctrl-C in a terminal is for the group of the training."""
+    for name in ("SAMPLING_INTERVAL", "SAMPLES_BEFORE_LOGGING"):
+        monkeypatch.setenv(f"MLFLOW_SYSTEM_METRICS_{name}", "1")
+    client = client_of(loggable)
+    with followed():
+        (follower,) = psutil.Process().children()
+        run = run_with(client, epochs=3)
+        assert follower.nice() > os.nice(0) and os.getpgid(follower.pid) == follower.pid
+        key = "system/cpu_utilization_percentage"
+        until(lambda: key in client.get_run(run.info.run_id).data.metrics, seconds=60)
+
+
+def test_only_an_interrupted_training_is_continued_under_another_name(loggable, monkeypatch):
+    """Neither one that has ended, nor one that another process runs now."""
+    (ended,) = pending_runs()
+    monkeypatch.setenv("DVC_EXP_NAME", "first")
+    with followed() as first:
+        pass
+    assert first.execution != ended.execution
+    monkeypatch.setenv("DVC_EXP_NAME", "again")
+    with (
+        FileLock(checkpoint_path(first.fingerprint).with_suffix(".lock")),
+        followed() as beside,
+    ):
+        pass
+    assert beside.execution != first.execution
+    beside.remove()
+    with followed() as again:
+        pass
+    assert again.execution == first.execution
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
@@ -124,6 +177,19 @@ def test_a_failed_run_is_failed_although_its_pictures_cannot_be_sent(loggable, m
     with pytest.raises(UserError):
         evaluate.main()
     assert only_run(loggable)[1].info.status == "FAILED"
+
+
+@pytest.mark.parametrize(("name", "model"), [("other", None), ("", "0" * 64)])
+def test_a_stage_that_fails_leaves_the_runs_of_others_alone(loggable, monkeypatch, name, model):
+    """Of another experiment, or of another training of this one."""
+    monkeypatch.setattr(PATIENCE_IF_FAILED, 60)
+    monkeypatch.setenv("DVC_EXP_NAME", name)
+    if model:
+        pending_runs()[0].finish(model)
+    CLASSIFIER.unlink()
+    with pytest.raises(UserError):
+        evaluate.main()
+    assert runs_of(client_of(loggable)) == []
 
 
 def test_an_unreachable_server_hides_no_error(loggable, monkeypatch, capfd):

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,6 +118,9 @@ def test_no_file_of_it_is_a_pickle_or_names_this_machine(logged):
     files = [path for path in logged.folder.rglob("*") if path.is_file()]
     forms = {path.suffix for path in files if path.name not in ("MLmodel", "registered_model_meta")}
     assert forms == {".json", ".py", ".safetensors", ".txt", ".yaml"}
+    required = {name: version(name) for name in ("mlflow", "numpy", "safetensors", "torch")}
+    lines = (logged.folder / "requirements.txt").read_text().splitlines()
+    assert lines == [f"{name}=={number}" for name, number in required.items()]
     checkout = str(Path(__file__).parents[2]).encode()
     assert [path.name for path in files if checkout in path.read_bytes()] == []
 

@@ -5,8 +5,11 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -15,7 +18,8 @@ from alembic import command
 from conftest import use_folder
 from helpers import mlflow_contents as contents
 from helpers.failing_servers import refusing_paths
-from helpers.servers import mlflow_server
+from helpers.servers import free_port, mlflow_server
+from mlflow.entities import Metric
 from mlflow.store.db import utils as mlflow_db
 
 from pipeline import paths
@@ -23,8 +27,8 @@ from pipeline.commands.doctor import check_store
 from pipeline.runtime.files import home
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.stages import log
-from pipeline.tracking.client import existing_store
-from pipeline.tracking.upload import download, is_whole
+from pipeline.tracking.client import Store, existing_store, open_store
+from pipeline.tracking.upload import add_points, download, is_whole, points_of
 
 STRANGE = ("café", "cafe\u0301 d", "100% (x)", 'it\'s "q" $HOME;&+@[z]*', "-é q?#%41中")
 LONG = "é" * 120
@@ -218,10 +222,74 @@ def test_a_deleted_experiment_is_restored_by_the_command_that_is_named(loggable,
     assert "is complete" in capsys.readouterr().out
 
 
+def test_of_several_runs_with_a_tag_the_oldest_finished_one_is_found(loggable):
+    store = open_store(loggable)
+    for start, status in ((4, "FINISHED"), (3, "FINISHED"), (1, "RUNNING"), (2, "KILLED")):
+        run = store.client.create_run(store.experiment_id, start, {"execution": "x"})
+        store.client.update_run(run.info.run_id, status)
+    assert store.find("execution", "x").info.start_time == 3
+
+
+def test_a_store_has_more_runs_than_mlflow_returns_at_once(loggable):
+    store = open_store(loggable)
+    store.client.create_run(store.experiment_id)
+    columns = "experiment_id, lifecycle_stage, status, start_time, user_id, artifact_uri"
+    numbers = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 1000)"
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        new = f"{numbers} insert into runs (run_uuid, {columns}) select i, {columns} from n, runs"
+        database.execute(new)
+        database.commit()
+    assert len(store.runs()) == 1001
+
+
+@pytest.mark.parametrize(("uri", "page", "kept"), [
+    ("https://me:s3cr3t@host/mlflow/", "https://host/mlflow/#/", False),
+    ("sqlite:////x.db", "http://127.0.0.1:5000/#/", True),
+])  # fmt: skip
+def test_the_link_is_to_the_server_and_its_files_are_its_own(uri, page, kept):
+    info = SimpleNamespace(run_id="r", experiment_id="1", artifact_uri="file:///gone")
+    store, run = Store(None, "1", uri), SimpleNamespace(info=info)
+    link = f"{page}experiments/1/runs/r?workflowType=machine_learning"
+    assert (store.url(run), store.keeps(run)) == (link, kept)
+
+
+def test_the_tables_of_a_new_database_are_created_once_and_completely(loggable):
+    """By several processes at once, and after one that was killed."""
+    Path("mlflow.db").unlink()
+    Path("mlflow.db.new").write_bytes(b"torn" * 1000)
+    barrier = Barrier(3)
+
+    def open_it(_):
+        barrier.wait()
+        return open_store(loggable).experiment_id
+
+    with ThreadPoolExecutor(3) as pool:
+        assert len({*pool.map(open_it, range(3))}) == 1
+    assert problems() == [] and not Path("mlflow.db.new").exists()
+
+
+def test_an_unreachable_server_is_no_reason_to_move_the_database(loggable, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    assert refused(capsys).endswith(
+        ": start the server or unset MLFLOW_TRACKING_URI, then python -m pipeline log-all"
+    )
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
     with mlflow_server(tmp_path_factory.mktemp("server")) as (address, _):
         yield address
+
+
+@pytest.mark.slow
+def test_a_run_has_more_points_than_a_server_takes_at_once(loggable, server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "long")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    store = open_store(loggable)
+    run = store.client.create_run(store.experiment_id)
+    add_points(store, run, [Metric("train/kl", 1.0, 0, step) for step in range(1001)], set())
+    assert points_of(store, run) == {("train/kl", step) for step in range(1001)}
 
 
 @pytest.mark.slow
@@ -243,6 +311,21 @@ def test_what_a_server_lacks_is_left_out(
         (run,) = (store := existing_store(loggable)).runs()
         expected = contents.expected_points(paths.HISTORY.read_text(), paths.EVALUATION.read_text())
         assert contents.points(store.client, run) == expected
+
+
+@pytest.mark.slow
+def test_what_a_busy_server_does_not_do_is_done_later(loggable, server, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "busy")
+    busy = {"mlflow/logged-models": (503, '{"message": "Service Unavailable"}')}
+    with refusing_paths(server, busy) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        log.main()
+        assert "log: not in MLflow" in capsys.readouterr().err
+        assert existing_store(loggable).runs()[0].info.status == "RUNNING"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    # In a process of its own: MLflow remembers an address.
+    subprocess.run((sys.executable, "-m", "pipeline.stages.log"), check=True)
+    assert " is complete" in logged(capsys)
 
 
 @pytest.mark.slow
