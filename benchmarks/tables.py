@@ -51,7 +51,8 @@ TABLES = {
         about="One change each to the default model. `nll_binarized` is an upper bound of −log p "
         "of one fixed binarization of the test images, so that different likelihoods compare. 200 "
         "draws per image make it looser than the default of 500, most of all for the conditional "
-        "model, which has 20 for each digit.",
+        "model, which has 20 for each digit. To a continuous Bernoulli black is dark gray, which "
+        "is expensive on binary images ([metrics](metrics.md)).",
         metric="nll_binarized",
         common={"num_epochs": 20, "eval_samples": 200, "sample_every": 20},
         rows={
