@@ -70,7 +70,7 @@ def test_the_declared_dependencies_are_the_imported_libraries():
 
 @pytest.mark.parametrize("minor", [OLDEST - 1, TOO_NEW])
 def test_a_python_without_locked_packages_is_refused_in_one_line(tmp_path, minor):
-    """By an interpreter that says that it is another version."""
+    """With an interpreter that reports another version."""
     python = tmp_path / "python"
     code = f"import sys; sys.version_info = (3, {minor}); exec(sys.argv[2])"
     python.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' \"$@\"\n")
