@@ -39,7 +39,7 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
             message = _link(store, run, source.experiment)
         else:
             tags = _tags(results, source, record)
-            if run and not record:  # the experiment that began it computed the results
+            if run and not record and experiments_of(run):  # the first of them computed it
                 tags["dvc.exp_name"] = _names(run, source.experiment)
             name = run_note.name_of(source, results.params)
             run = run or store.client.create_run(store.experiment_id, made, tags, name)

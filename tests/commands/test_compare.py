@@ -228,9 +228,8 @@ def test_every_shown_configuration_has_its_own_pictures_the_baseline_included(tm
         repo.experiment(f"e{number}", files)
         contents[f"z_dim={number}"] = picture(number)
     found = re.findall(r'src="data:image/png;base64,([^"]*)" alt="Generated: ([^"]*)"', run(repo))
-    assert [label for _, label in found] == [f"z_dim={z_dim}" for z_dim in (7, 6, 5, 4, 3)] + [
-        "HEAD"
-    ]
+    shown = [*(f"z_dim={z_dim}" for z_dim in (7, 6, 5, 4, 3)), "HEAD"]
+    assert [label for _, label in found] == shown
     assert all(base64.b64decode(data) == contents[label] for data, label in found)
 
 

@@ -38,7 +38,7 @@ def measure(images: int | None) -> None:
 
 @pytest.mark.parametrize("binarize", ["none", "fixed"])
 def test_both_bounds_are_of_the_same_evenly_spaced_images(
-    finished, tmp_path_factory, capsys, monkeypatch, binarize
+    finished, tmp_path_factory, capsys, binarize
 ):
     if binarize != "none":
         set_params(finished, {"binarize": binarize})

@@ -33,6 +33,9 @@ def repo(logged) -> Repo:
     yield logged
     logged.run("git", "reset", "-q", "--hard", head)
     logged.run("dvc", "checkout", "-q")
+    logged.run("git", "clean", "-fdxq", "data/own")
+    for ref in logged.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split():
+        logged.run("git", "update-ref", "-d", ref)
 
 
 @pytest.fixture

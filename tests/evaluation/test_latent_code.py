@@ -65,10 +65,8 @@ def test_the_number_of_draws_is_limited_by_time():
 
 def test_the_kl_of_a_dimension_of_a_mixture_is_measured_at_z():
     posterior, eps = random_posterior(50, 2)
-    weights, mu = (
-        torch.tensor([0.3, 0.7]).double(),
-        torch.tensor([[-1.0, 0.0], [2.0, 1.0]]).double(),
-    )
+    weights = torch.tensor([0.3, 0.7]).double()
+    mu = torch.tensor([[-1.0, 0.0], [2.0, 1.0]]).double()
     prior = Mixture(weights.log(), Posterior(mu, torch.zeros_like(mu)))
     q = Normal(posterior.mu, (0.5 * posterior.log_var).exp())
     p = MixtureSameFamily(Categorical(weights.expand(2, 2)), Normal(mu.T, 1.0))

@@ -275,14 +275,6 @@ def test_the_variables_of_a_git_hook_do_not_redirect_it(root, tmp_path, monkeypa
     assert git.here(root) == expected and expected.baseline == last
 
 
-def test_a_program_of_a_commit_remains_one(root, tmp_path):
-    Path("tool.sh").write_text("#!/bin/sh\n")
-    Path("tool.sh").chmod(0o755)
-    git.clone(root, commit(), b"", tmp_path / "clone")
-    modes = [(tmp_path / "clone" / name).stat().st_mode & 0o111 for name in ("tool.sh", "binary")]
-    assert modes == [0o111, 0]
-
-
 def test_experiments_are_sorted_by_time(root, monkeypatch):
     last = run_git("rev-parse", "HEAD")
     for name, date in (("b", "1000000000 +0000"), ("a", "1000000001 +0000")):

@@ -266,6 +266,7 @@ def test_upload_that_was_interrupted_is_completed_in_the_same_run(
     assert run.info.run_id == begun.info.run_id and run.info.status == "FINISHED"
     assert contents.points(client, run) == points_of_files()
     assert len(contents.models_of(client, run)) == len(run.outputs.model_outputs) == 1
+    assert "dvc.exp_name" not in run.data.tags
     contents.files_of(client, run)  # asserts that no picture is there twice
 
 
