@@ -1,7 +1,7 @@
 """Compare HEAD and DVC experiments: which is better, by how much, and is it more than chance.
 
-Compares HEAD, the workspace if it has results of its own, and the experiments that are named (by
-default all). Prints a table and writes reports/compare.html, one file for a browser.
+Without names: HEAD, the workspace if it has results of its own, and all experiments. With names:
+HEAD and those. Prints a table and writes reports/compare.html, one file for a browser.
 """
 
 import argparse

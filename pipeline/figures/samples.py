@@ -17,6 +17,8 @@ from pipeline.model.vae import VAE
 from pipeline.runtime.device import one_thread
 from pipeline.runtime.randomness import PROTOCOL_SEED, standard_normal_columns, uniform
 
+BATCH = 1000  # images that are decoded at a time
+
 
 @one_thread()
 @torch.no_grad()
@@ -28,7 +30,8 @@ def generate(model: VAE, labels: Tensor, seed: int = PROTOCOL_SEED) -> Tensor:
     eps = standard_normal_columns(len(labels), model.z_dim, seed, "generate")
     u = uniform(len(labels), seed, "generate")
     z = model.p_z().sample(eps.to(model.device), u.to(model.device))
-    return model.mean(z, labels.long().to(model.device)).cpu()
+    parts = zip(z.split(BATCH), labels.long().to(model.device).split(BATCH), strict=True)
+    return torch.cat([model.mean(*part).cpu() for part in parts])
 
 
 @one_thread()

@@ -111,7 +111,7 @@ class Gaussian(Likelihood):
         super().__init__(architecture)
         self.sigma = architecture.sigma
         if self.sigma == "learned":
-            self.log_sigma = nn.Parameter(torch.tensor(math.log(UNIFORM) / 2))
+            self.log_sigma = nn.Parameter(torch.tensor(math.log(UNIFORM - ROUNDING) / 2))
         elif self.sigma == "optimal":
             # Running averages of σ² and of 1 that start at 0: their ratio has no bias, as in Adam.
             # 1e-9 is for a model without any step.
@@ -126,7 +126,7 @@ class Gaussian(Likelihood):
 
     def _variance(self, errors: Tensor) -> Tensor:
         if self.sigma == "learned":
-            return torch.exp(2 * self.log_sigma).clamp(min=ROUNDING)
+            return torch.exp(2 * self.log_sigma) + ROUNDING
         if self.sigma == "optimal":
             return self._optimal_variance(errors).clamp(min=ROUNDING)
         return errors.new_full((), float(self.sigma) ** 2)

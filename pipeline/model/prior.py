@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.model.network import Architecture, Posterior
 
 LOG_2PI = math.log(2 * math.pi)
+DENSITIES = 1 << 22  # of components that are computed at a time: 34 MB in float64
 # Of pseudo-inputs before the sigmoid, which makes them gray values of about 0.05, like most pixels.
 LOGIT_MEAN, LOGIT_STD = -3.0, 1.0
 
@@ -79,8 +80,11 @@ class Mixture:
         z, mu, log_var = (tensor.to(_exact(z)) for tensor in (z, self.mu, self.log_var))
         precision = torch.exp(-log_var)
         peak = self.log_weights - 0.5 * (mu.square() * precision + log_var + LOG_2PI).sum(dim=-1)
-        log_p = z @ (mu * precision).T - 0.5 * z.square() @ precision.T + peak
-        return log_p.logsumexp(dim=-1)
+        log_p = []
+        for part in z.flatten(end_dim=-2).split(max(1, DENSITIES // len(mu))):
+            each = part @ (mu * precision).T - 0.5 * part.square() @ precision.T + peak
+            log_p.append(each.logsumexp(dim=-1))
+        return torch.cat(log_p).view(z.shape[:-1])
 
     def log_ratio(self, z: Tensor, log_var: Tensor, eps: Tensor, scale: float = 1) -> Tensor:
         """log p(z) + Σ_j [log scale σ_j + ½ ε_j² + ½ log 2π]."""

@@ -80,9 +80,12 @@ class VAE(nn.Module):
 
 
 def new_vae(architecture: Architecture, seed: int) -> VAE:
-    """An untrained model on the CPU; the initial weights of every layer depend on `seed` alone."""
+    """An untrained model on the CPU, in evaluation mode.
+
+    The initial weights of every layer depend on `seed` alone.
+    """
     with seeded(seed, "init"):
-        return VAE(architecture)
+        return VAE(architecture).eval()
 
 
 def save_vae(model: VAE, path: Path, provenance: Mapping[str, Any]) -> None:
@@ -107,7 +110,7 @@ def load_vae(path: Path) -> VAE:
         shape = tuple(described["image_shape"])
         model = VAE(Architecture(**described | {"image_shape": shape}))
         model.load_state_dict(read_tensors(path))
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0]

@@ -1,7 +1,6 @@
 """Paths that outlive an experiment's temporary directory, files that survive a crash, and locks.
 
-A lock is held until it is given back or its process ends, however it ends. On a disk without locks
-every lock is free: nothing is shared, and nothing fails.
+A lock is kept until it is released or its process ends, however it ends.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import writing
 
-_held: dict[Path, FileLock] = {}
+_locked: dict[Path, FileLock] = {}
 
 
 def home() -> Path:
@@ -78,29 +77,32 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 def try_lock(path: Path) -> bool:
-    """Lock the file for this process. False if another process has locked it."""
-    if path in _held:
+    """Lock the file for this process. False if another process has locked it.
+
+    On a disk without locks every lock is free.
+    """
+    if path in _locked:
         return True
     try:
-        lock = FileLock(path)
+        lock = FileLock(path, mode=0o666)  # another user of the repository may test it
         lock.acquire(blocking=False)
     except Timeout:
         return False
     except OSError:
         return True
-    _held[path] = lock
+    _locked[path] = lock
     return True
 
 
 def unlock(path: Path) -> None:
-    """Give the lock back before the process ends."""
-    if lock := _held.pop(path, None):
+    """Release the lock before the process ends."""
+    if lock := _locked.pop(path, None):
         lock.release()
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process, this one included, has locked the file."""
-    if path in _held:
+    if path in _locked:
         return True
     is_free = try_lock(path)
     unlock(path)

@@ -1,9 +1,8 @@
-"""Randomness has an address, (seed, purpose, epoch), not a history.
+"""Every draw has its own generator, whose seed depends on (seed, purpose, epoch), its address.
 
-Every draw starts from its own generator, so nothing depends on earlier draws: an epoch can be
-repeated alone, and one more validation pass changes no training noise. Everything is drawn on the
-CPU and then moved, because CUDA's generator gives different numbers on different GPU models: the
-noise is the same on every device.
+Nothing depends on earlier draws: an epoch can be repeated alone, and one more validation pass
+changes no training noise. Everything is drawn on the CPU and then moved, because CUDA's generator
+gives different numbers on different GPU models: the noise is the same on every device.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ PROTOCOL_SEED = 0
 
 
 def address(seed: int, purpose: str, epoch: int = 0) -> int:
-    """The 64-bit seed of the generator at this address."""
+    """The seed of the generator at this address: 64 bits, of which PyTorch's uses the lower 32."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
@@ -52,9 +51,9 @@ def standard_normal_columns(n: int, columns: int, seed: int, purpose: str) -> Te
     return torch.stack(drawn, dim=1)
 
 
-def uniform(n: int, seed: int, purpose: str, epoch: int = 0) -> Tensor:
+def uniform(n: int, seed: int, purpose: str) -> Tensor:
     """U [n], uniform in [0, 1), float32, on the CPU."""
-    return torch.rand(n, generator=generator(seed, f"{purpose}/uniform", epoch))
+    return torch.rand(n, generator=generator(seed, f"{purpose}/uniform"))
 
 
 def permutation(n: int, seed: int, purpose: str, epoch: int = 0) -> Tensor:

@@ -51,7 +51,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NoResultsError(path, "cannot be read; run `dvc repro`") from error
+        reason = error.strerror or type(error).__name__
+        raise NoResultsError(path, f"cannot be read ({reason}); run `dvc repro`") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise

@@ -60,9 +60,8 @@ class CheckpointFile:
             return None
         try:
             return _unpack(self.path.read_bytes(), self.fingerprint)
-        except Exception:
-            message = "corrupt, or of a different training"
-            self.report(f"ignoring checkpoint {self.path.name}: {message}")
+        except ValueError as error:
+            self.report(f"ignoring checkpoint {self.path.name}: {error}")
             return None
 
     def is_due(self) -> bool:
@@ -99,7 +98,7 @@ def _pack(checkpoint: Checkpoint, fingerprint: str) -> bytes:
 
 
 def _unpack(packed: bytes, fingerprint: str) -> Checkpoint:
-    digest, body = packed.split(b"\n", maxsplit=1)
+    digest, _, body = packed.partition(b"\n")
     if digest != _digest(body, fingerprint):
         raise ValueError("corrupt, or of a different training")
     tensors = load(body)

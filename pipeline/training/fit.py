@@ -39,7 +39,7 @@ Steps = Callable[[Tensor, Tensor, Tensor], ElboTerms]  # images [N, D], labels [
 
 
 def columns(objective: Objective, lr_schedule: str = "constant") -> list[str]:
-    """The columns of history.csv. The loss has one if it is not −ELBO, a rate that changes too."""
+    """The columns of history.csv. A loss by other parameters than the default ones has its own."""
     trained = TERMS if objective == NEG_ELBO else (*TERMS, "loss")
     first = ["epoch"] if lr_schedule == "constant" else ["epoch", "lr"]
     return [*first, *(f"train/{term}" for term in trained), *(f"val/{term}" for term in TERMS)]
@@ -97,7 +97,8 @@ def fit(
             optimizer.working.train()
             terms = ElboTerms(*_concatenate([steps(*part) for part in parts]))
         model.eval()
-        order, eps, limits = draw(epoch + 1)  # while a GPU is still busy
+        if epoch != epochs[-1]:
+            order, eps, limits = draw(epoch + 1)  # while a GPU is still busy
         _check_finite(model, terms, epoch, batch_size)
         means = _means("train", terms) | _means("val", _validate(model, val, val_eps, epoch))
         means |= {"epoch": epoch, "lr": rate}
@@ -116,7 +117,7 @@ def _choose_gradient(
     batch = to_batch(train[:batch_size], model.device)
     shape = (len(batch.x), objective.num_samples, model.z_dim)
     eps = standard_normal(shape, PROTOCOL_SEED, "check").to(model.device)
-    # An error in the objective ends it here.
+    # An error in the objective is raised here, and is no reason for another gradient.
     AutogradGradient(copy.deepcopy(model), objective)(batch, eps)
     try:
         # Optional: whatever is wrong with it, training continues.

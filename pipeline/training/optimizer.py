@@ -79,10 +79,13 @@ class Optimizer:
             self._update()
             return
         weights, copies = tuple(self.model.parameters()), tuple(self.working.parameters())
-        for weight, working in zip(weights, copies, strict=True):
-            if working.grad is not None:  # else it is there already
-                weight.grad = working.grad.float()
+        pairs = zip(weights, copies, strict=True)
+        widened = [(weight, copy.grad.float()) for weight, copy in pairs if copy.grad is not None]
+        for weight, gradient in widened:  # the others are there already, or have none
+            weight.grad = gradient
         self._update()
+        for weight, _ in widened:
+            weight.grad = None
         torch._foreach_copy_(copies, weights)
         buffers = zip(self.model.buffers(), self.working.buffers(), strict=True)
         for buffer, working_buffer in buffers:  # statistics of normalization layers

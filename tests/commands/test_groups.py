@@ -55,7 +55,7 @@ def test_spread_and_interval_are_over_seeds_if_there_are_two():
     assert gap.seeds is not None and abs(gap.value + 3) <= gap.half
 
 
-def test_code_is_another_configuration_only_if_it_changes_results():
+def test_other_code_is_another_configuration_unless_it_is_known_to_change_no_result():
     runs = [run("HEAD"), run("beta", 1, code="y"), run("beta-1", 1, code="y", seed=1)]
     comparison = compare(runs, "HEAD")
     assert members(comparison) == {"HEAD": ["HEAD"], "beta": ["beta", "beta-1"]}
@@ -63,6 +63,10 @@ def test_code_is_another_configuration_only_if_it_changes_results():
     assert "pipeline/model" in note
     runs = [run("HEAD"), run("comment", code="y"), run("seed-1", code="y", seed=1)]
     assert members(compare(runs, "HEAD")) == {"HEAD": ["HEAD", "seed-1"]}
+    runs += [run("again", code="z", seed=1), run("seed-2", code="z", seed=2)]
+    assert members(compare(runs, "HEAD")) == {"HEAD": ["HEAD", "seed-1", "seed-2"]}
+    runs = [run("HEAD"), run("beta-1", 1, code="y", seed=1)]
+    assert members(compare(runs, "HEAD")) == {"HEAD": ["HEAD"], "beta-1": ["beta-1"]}
 
 
 def test_of_two_results_of_one_seed_the_one_with_per_image_values_counts():

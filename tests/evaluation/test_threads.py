@@ -12,7 +12,7 @@ from helpers.models import small_vae
 from pipeline.data.datasets import Split
 from pipeline.evaluation import bounds, sample_quality
 from pipeline.evaluation.classifier import classify, new_classifier, train_classifier
-from pipeline.evaluation.latent_code import kl_split
+from pipeline.evaluation.latent_code import kl_per_dimension, kl_split
 from pipeline.evaluation.latent_walks import decode
 from pipeline.evaluation.reconstruction import FAST
 from pipeline.figures.samples import generate, reconstruct
@@ -33,6 +33,15 @@ def elbo(split: Split, threads: int) -> Iterable[torch.Tensor]:
 def nll_bounds(split: Split, threads: int) -> Iterable[torch.Tensor]:
     """Several chunks, as many at a time as there are threads."""
     return bounds.nll_bounds(MODEL, split, FAST["bernoulli"], (20, 1.4), threads)
+
+
+def mixture_prior(split: Split, threads: int) -> Iterable[torch.Tensor]:
+    """The one prior with products of matrices."""
+    with torch.no_grad():
+        mixture = small_vae(z_dim=20, prior="mixture", prior_components=300).p_z()
+    posterior, eps = Posterior(NOISE[0, :, :20], NOISE[1, :, :20]), NOISE[2, :, :20]
+    parts = kl_split(posterior, mixture, eps[:500]).values()
+    return *parts, kl_per_dimension(posterior, mixture, eps)
 
 
 def classifier(split: Split, threads: int) -> Iterable[torch.Tensor]:
@@ -56,7 +65,8 @@ def pictures(split: Split, threads: int) -> Iterable[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "compute", [elbo, nll_bounds, classifier, quality, total_correlation, pictures]
+    "compute",
+    [elbo, nll_bounds, mixture_prior, classifier, quality, total_correlation, pictures],
 )
 def test_the_bits_do_not_depend_on_the_number_of_threads(
     small_train, monkeypatch, set_threads, compute

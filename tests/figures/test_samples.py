@@ -4,6 +4,7 @@ from helpers.models import show_labels, small_vae
 from PIL import Image
 from torch import nn
 
+from pipeline.figures import samples
 from pipeline.figures.samples import generate, reconstruct, save_samples
 from pipeline.model.network import to_batch
 from pipeline.runtime.randomness import standard_normal_columns, uniform
@@ -19,6 +20,13 @@ def test_samples_use_the_same_noise_each_time_and_only_the_decoder():
     for parameter in model.network.encoder.parameters():
         nn.init.constant_(parameter, torch.nan)
     assert torch.equal(generate(model, LABELS[:10]), images)
+
+
+def test_many_samples_are_decoded_in_parts(monkeypatch):
+    model = show_labels(small_vae())
+    expected = generate(model, LABELS)
+    monkeypatch.setattr(samples, "BATCH", 50)
+    assert torch.equal(generate(model, LABELS), expected)
 
 
 def test_reconstructions_sample_z_with_the_same_noise_each_time(small_test):

@@ -119,9 +119,16 @@ def test_evaluation_uses_the_average_of_the_batches(tmp_path):
     torch.testing.assert_close(loaded.neg_log_prob(logits, x), fixed.neg_log_prob(logits, x))
 
 
+def test_a_learned_sigma_can_rise_from_its_lowest_value():
+    ours = small_vae(likelihood="gaussian").likelihood
+    torch.nn.init.constant_(ours.log_sigma, -8)
+    ours.neg_log_prob(torch.zeros(1, 784), torch.rand(1, 784)).sum().backward()
+    assert ours.log_sigma.grad < 0
+
+
 @pytest.mark.parametrize("sigma", ["learned", "optimal"])
 def test_equal_images_end_at_the_rounding_error_of_gray_values(sigma):
-    model = small_vae(likelihood="gaussian", sigma=sigma, image_shape=(2, 2))
+    model = small_vae(likelihood="gaussian", sigma=sigma, image_shape=(2, 2)).train()
     if sigma == "learned":
         torch.nn.init.constant_(model.likelihood.log_sigma, -100)
     torch.nn.init.constant_(model.network.decoder[-1].bias, -1000)

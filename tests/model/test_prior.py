@@ -38,6 +38,14 @@ def test_log_prob_equals_torch_distributions(mixture):
     torch.testing.assert_close(StandardNormal().log_prob(z), Normal(0, 1).log_prob(z).sum(-1))
 
 
+@pytest.mark.parametrize("densities", [1, 4 * K])
+def test_log_prob_is_computed_in_parts_that_fit_in_memory(mixture, monkeypatch, densities):
+    z = normal(7, 11, Z, purpose="z")
+    expected = mixture.log_prob(z)
+    monkeypatch.setattr("pipeline.model.prior.DENSITIES", densities)
+    torch.testing.assert_close(mixture.log_prob(z), expected)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1.4])
 def test_log_ratio_is_log_p_minus_log_q(mixture, scale):
     mu, log_var, eps = (normal(7, 11, Z, purpose=name) for name in "mve")

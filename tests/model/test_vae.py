@@ -23,6 +23,11 @@ def test_the_initial_weights_depend_on_the_seed_alone(network):
     assert not torch.equal(weights(small_vae(seed=2, network=network)), first)
 
 
+def test_a_new_model_is_in_evaluation_mode():
+    """The pictures of an untrained model use neither dropout nor the statistics of a batch."""
+    assert not any(module.training for module in small_vae().modules())
+
+
 def test_a_file_restores_the_model_and_describes_it(tmp_path):
     model, path = small_vae(**TINY), tmp_path / "vae.safetensors"
     save_vae(model, path, {"learning_rate": 1e-05})
@@ -50,6 +55,7 @@ INVALID = {
     "weights of another architecture": lambda: described(z_dim=4),
     "an unknown activation": lambda: described(activation="eval"),
     "an unknown key": lambda: described(width=1),
+    "three sides": lambda: described(network="conv", image_shape=(8, 8, 1)),
 }
 
 

@@ -58,6 +58,13 @@ def test_a_corrupt_checkpoint_is_ignored_with_one_message(file, messages, damage
     assert file.load().epoch == 3, "the next one replaces it"
 
 
+def test_a_checkpoint_that_cannot_be_read_is_not_replaced(file, messages):
+    file.path.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        file.load()
+    assert messages == []
+
+
 def test_a_checkpoint_of_another_training_is_ignored_with_one_message(file, messages):
     CheckpointFile("b" * 64, messages.append).save(SAVED)
     checkpoint_path("b" * 64).rename(file.path)

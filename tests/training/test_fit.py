@@ -232,6 +232,8 @@ def test_a_conditional_network_is_trained_by_autograd_with_its_labels_and_one_me
         ({"binarize": True}, {}),
         ({"settings": "scheduled"}, {}),
         ({}, {"network": "conv", "num_classes": 10}),
+        ({}, {"prior": "mixture", "num_classes": 10}),
+        ({}, {"prior": "vamp"}),
     ],
 )
 def test_resumed_training_is_bit_identical(data, done, precision, options, architecture):

@@ -65,6 +65,20 @@ def test_the_model_has_the_statistics_of_normalization_layers(precision):
     torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-3)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_weight_without_a_gradient_stays_as_it_is(precision):
+    """As in layers that are skipped at random."""
+    optimizer = Optimizer(small_vae(h_dim=6), 1e-2, precision)
+    batch, eps = Batch(torch.rand(5, 784)), torch.randn(5, 1, 4)
+    AutogradGradient(optimizer.working)(batch, eps)
+    optimizer.step()
+    before = optimizer.model.network.encoder[0].bias.clone()
+    AutogradGradient(optimizer.working)(batch, eps)
+    optimizer.working.network.encoder[0].bias.grad = None
+    optimizer.step()
+    assert torch.equal(optimizer.model.network.encoder[0].bias, before)
+
+
 def test_tf32_needs_a_gpu():
     with pytest.raises(UserError) as error:
         Optimizer(small_vae(), 1e-3, "tf32")

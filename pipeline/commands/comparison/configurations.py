@@ -1,7 +1,8 @@
 """Runs that differ in their seed alone form one configuration; configurations are compared.
 
-A configuration is given by the parameters that dvc.lock recorded, without those that change no
-result. Code splits it only if it is known to matter: if one seed gave different results.
+A configuration is given by the code and the parameters that dvc.lock recorded, without those that
+change no result. Two versions of the code count as one if both were run with the same seed, and
+gave the same results each time.
 """
 
 import json
@@ -77,15 +78,24 @@ def group(runs: Sequence[Run]) -> pd.DataFrame:
     frame["params"] = frame["run"].map(lambda run: _text({**run.params, **IGNORED}))
     frame["code"] = frame["run"].map(lambda run: _text(run.code))
     frame["results"] = frame["run"].map(lambda run: _text([*map(run.metrics.get, PAIRED[:2])]))
-    unlike = frame.groupby(["params", "seed"])[["code", "results"]].transform("nunique") > 1
-    split = unlike.all(axis=1).groupby(frame["params"]).transform("any")
-    frame["configuration"] = frame["params"] + frame["code"].where(split, "")
+    frame["configuration"] = frame["params"] + _version(frame)
     frame["unpaired"] = frame["run"].map(lambda run: run.per_image.empty)
     frame = frame.sort_values(["seed", "unpaired"], kind="stable")
     same = frame.groupby(["configuration", "seed"])
     frame["counts"] = same.cumcount() == 0
     frame["conflict"] = frame["results"] != same["results"].transform("first")
     return frame
+
+
+def _version(frame: pd.DataFrame) -> pd.Series:
+    """Return the code of each run; versions that gave the same results have one name."""
+    unlike = frame.groupby(["params", "seed"])[["code", "results"]].transform("nunique") > 1
+    is_changed = unlike.all(axis=1).groupby(frame["params"]).transform("any")
+    version = frame["code"]
+    for _ in range(version.nunique()):  # through a chain of versions, too
+        for equal in (["params", "seed", "results"], ["params", "code"]):
+            version = version.groupby([frame[name] for name in equal]).transform("min")
+    return frame["code"].where(is_changed, version)
 
 
 def differing_params(frame: pd.DataFrame) -> pd.DataFrame:

@@ -132,7 +132,7 @@ class Clone:
             different = ["parameters"]
         if different:
             shared = f"-g {self.remote} " if self.published([name]) else ""
-            advice = f"`dvc exp remove {shared}{name}`, then go on"
+            advice = f"`dvc exp remove {shared}{name}`, then `sweep work` again"
             raise UserError(name, f"exists, with other {', '.join(different)}; {advice}")
 
     def value(self, name: str, metric: str) -> float:

@@ -51,8 +51,7 @@ def grid(space: Space, base: Params) -> Iterator[dict[str, Any]]:
     """Every combination of the values, each checked. Raises UserError about a range."""
     for key, values in space.items():
         if not isinstance(values, CategoricalDistribution):
-            message = "is a range; say with --trials how many combinations to try"
-            raise UserError(f"sweep: {key}", message)
+            raise UserError(f"sweep: {key}", "is a range; set --trials N for a search")
     if (count := prod(len(ends(each)) for each in space.values())) > MOST:
         raise UserError("sweep", f"{count} combinations are too many; search with --trials N")
     for params in corners(space):

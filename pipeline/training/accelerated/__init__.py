@@ -48,6 +48,7 @@ def checked_gradient(
     y = None if batch.y is None else batch.y.cpu()
     inputs = Batch(batch.x.cpu().double(), y), eps.cpu().double()
 
+    PerceptronGradient(exact, layer_type)  # raises, before anything is computed
     expected = _compute(AutogradGradient(exact), exact, *inputs)
     written_out = PerceptronGradient(exact, layer_type)
     _compare(_compute(written_out, exact, *inputs), expected, TOLERANCE)
