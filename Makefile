@@ -81,7 +81,7 @@ ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pic
 	@store=$$("$(VENV)/bin/python" -c "import importlib, pathlib; from pipeline import errors; \
 	    locate = lambda: importlib.import_module('pipeline.tracking.address').locate(pathlib.Path.cwd()); \
 	    errors.run(lambda: print(locate()[0]))") || exit; \
-	case "$$store,$$MLFLOW_TRACKING_URI" in \
+	case "$$store,$$MLFLOW_TRACKING_URI$$MLFLOW_EXPERIMENT_NAME" in \
 	  http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names"; exit;; \
 	  *,) page="experiments/1/runs?viewStateShareKey=results&";; \
 	  *) page="experiments?";; \

@@ -7,13 +7,14 @@ not be uploaded. What is not on this machine, or was not executed, is noted and 
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from dvc.repo import Repo
 
 from pipeline.errors import NoResultsError, UserError
 from pipeline.paths import DVC_YAML, OWN
 from pipeline.runtime import git
+from pipeline.runtime.dvc import open_repo
 from pipeline.runtime.files import home
 from pipeline.tracking.client import Store, open_store
 from pipeline.tracking.log_run import log_run
@@ -68,20 +69,18 @@ def require_executed(folder: Path) -> None:
     A file of DVC's cache may be absent: then the stages that write and read it must agree on its
     hash.
     """
-    try:
-        # In a commit's temporary folder there is no git, and DVC is to leave nothing behind. In its
-        # configuration, $HOME in the name of a folder would be a variable.
-        with tempfile.TemporaryDirectory() as scratch:
-            core = {"no_scm": True, "site_cache_dir": scratch}
-            changed = _changed(Repo(str(folder), config={"core": core}))
-    except Exception as error:  # of DVC
-        raise UserError("dvc", " ".join(str(error).split())) from error
+    # In a commit's temporary folder there is no git, and DVC is to leave nothing behind. In its
+    # configuration, $HOME in the name of a folder would be a variable.
+    with tempfile.TemporaryDirectory() as scratch:
+        core = {"no_scm": True, "site_cache_dir": scratch}
+        with open_repo(folder, config={"core": core}) as repo:
+            changed = _changed(repo)
     if changed:
         names = ", ".join(sorted(changed)[:5])
         raise NoResultsError(names, "not what dvc.lock records as executed; `dvc repro`")
 
 
-def _changed(repo: Repo) -> set[str]:
+def _changed(repo: Any) -> set[str]:
     """What differs from dvc.lock: parameters, code, stages, outputs."""
     found = repo.stage.load_all(f"{repo.root_dir}/{DVC_YAML}")
     stages = [stage for stage in found if stage.name != "log"]

@@ -6,7 +6,6 @@ within 0.3 nats on another CPU or GPU, or with other versions of the libraries.
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from pipeline.commands.file_diff import IDENTICAL, file_diff, provenance_diff, read_numbers
 from pipeline.errors import UserError
 from pipeline.paths import METRICS, MODEL, OWN
+from pipeline.runtime.dvc import child, environment
 from pipeline.runtime.files import home
 from pipeline.runtime.git import clone
 from pipeline.tracking import client, run_note, upload
@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
         clone(home(), commit, diff, again)
         execute(again)
         found = compare(recorded, again)
-        verdict = judge(run, recorded, again, found)
+        verdict = verdict_of(run, recorded, again, found)
     for name, difference in found.items():
         if difference != IDENTICAL:
             print(f"reproduce: {name} {difference}")
@@ -86,9 +86,10 @@ def execute(folder: Path) -> None:
     if (home() / OWN).is_dir():
         shutil.copytree(home() / OWN, folder / OWN, dirs_exist_ok=True)
     (folder / "data" / "raw").symlink_to(raw)
-    ours = ("DVC_", "MLFLOW_")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    command = [sys.executable, "-m", "dvc", "repro", "evaluate"]
+    env = environment()
+    for name in [name for name in env if name.startswith(("DVC_", "MLFLOW_"))]:
+        del env[name]
+    command = child("dvc", "repro", "evaluate")
     if subprocess.run(command, cwd=folder, env=env, check=False).returncode:
         raise UserError("reproduce", "the pipeline failed, see above; the run is unchanged")
 
@@ -104,7 +105,7 @@ def compare(recorded: Path, again: Path) -> dict[str, str]:
     return {name: file_diff(recorded / name, again / name) for name in names}
 
 
-def judge(run: Run, recorded: Path, again: Path, found: Mapping[str, str]) -> str:
+def verdict_of(run: Run, recorded: Path, again: Path, found: Mapping[str, str]) -> str:
     """The verdict: identical, within the tolerance on another machine, or differs."""
     if set(found.values()) == {IDENTICAL}:
         return IDENTICAL

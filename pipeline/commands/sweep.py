@@ -28,6 +28,7 @@ from pipeline.commands.sweeps import experiment, ray_cluster, report, space, stu
 from pipeline.errors import UserError
 from pipeline.params import Params
 from pipeline.paths import SWEEPS
+from pipeline.runtime.dvc import child
 from pipeline.runtime.files import home, write_output
 from pipeline.training.fit import TERMS
 
@@ -148,7 +149,7 @@ def work(arguments: argparse.Namespace, root: Path) -> None:
 
 def run_jobs(name: str, count: int, progress: Callable[[], None]) -> None:
     """Run workers in processes of their own, which print why one of them ends early."""
-    command = experiment.child("pipeline", "sweep", "work", name)
+    command = child("pipeline", "sweep", "work", name)
     jobs = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
         while any(job.poll() is None for job in jobs):

@@ -171,7 +171,7 @@ def save_per_image(columns: Mapping[str, Tensor], split: Split, model: VAE, para
     about = {"protocol": json.dumps(protocol, sort_keys=True), "model": sha256_file(paths.MODEL)}
     table = table.replace_schema_metadata(about)
     content = io.BytesIO()
-    pyarrow.parquet.write_table(table, content, compression="zstd")
+    pyarrow.parquet.write_table(table, content, compression="zstd", write_page_checksum=True)
     write_output(paths.PER_IMAGE, content.getvalue())
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -112,7 +112,6 @@ def experiments_of(run: Run) -> list[str]:
 @store_errors()
 def open_store(root: Path) -> Store:
     """The store that the environment names, or the one in `root`; it is created if necessary."""
-    # MLflow crashes if several processes create the tables of one database at once.
     with FileLock(root / ".dvc" / "tmp" / "mlflow.lock"):
         return existing_store(root) or _new_store(root)
 
@@ -138,11 +137,14 @@ def existing_store(root: Path) -> Store | None:
 def _new_store(root: Path) -> Store:
     uri, file = address.locate(root)
     if file and not file.exists():
-        # Tables are created in another file: a kill leaves no incomplete database.
-        new = file.with_name(f"{file.name}.new")
+        # Tables are created in another file: a kill leaves no incomplete database, and MLflow
+        # crashes if several processes create those of one database, maybe from several clones.
+        new = file.with_name(f"{file.name}.{os.getpid()}.new")
         new.unlink(missing_ok=True)
         address.connect(address.sqlite_uri(make_url(uri), new)).search_experiments(max_results=1)
-        new.replace(file)
+        with suppress(FileExistsError):
+            file.hardlink_to(new)
+        new.unlink()
     client = address.connect(uri)
     folder = file.parent if file else root
     # A server knows where its artifacts go.
@@ -153,7 +155,12 @@ def _new_store(root: Path) -> Store:
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.sharedViewState.results": json.dumps(view),
     }
-    return Store(client, client.create_experiment(_experiment_name(), location, tags), uri)
+    try:
+        return Store(client, client.create_experiment(_experiment_name(), location, tags), uri)
+    except MlflowException:
+        if store := existing_store(root):  # another machine has created it meanwhile
+            return store
+        raise
 
 
 def _experiment_name() -> str:

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 from mlflow.entities import Run
 
 from pipeline.runtime.files import home
-from pipeline.runtime.fingerprint import CODE, fingerprint
+from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.git import Source, artifact
 from pipeline.runtime.pending_run import PendingRun, dvc_process, find_pending
 from pipeline.tracking import run_note, upload
@@ -98,7 +97,6 @@ def _tags(results: Results, source: Source, record: PendingRun | None) -> dict[s
         key = record.fingerprint
         tags |= {"execution": record.execution, "cpu": run_note.cpu()}
     else:
-        code = CODE if results.folder == Path() else results.folder
         origin = {name: results.provenance[name] for name in results.provenance if name != "splits"}
-        key = fingerprint(origin, results.params.model_dump(), code)
+        key = fingerprint(origin, results.params.model_dump(), results.code)
     return run_note.tags_of(key, results.provenance, source) | tags

@@ -19,6 +19,7 @@ from pipeline import paths
 from pipeline.errors import NoResultsError, UserError
 from pipeline.params import DEFAULTS, Params, load_params, read_yaml
 from pipeline.runtime.files import sha256_file
+from pipeline.runtime.fingerprint import CODE
 from pipeline.runtime.tensor_file import read_header
 
 CACHED = (paths.MODEL, paths.PER_IMAGE)  # in DVC's cache; the other results are in git
@@ -46,6 +47,11 @@ class Results:
     classifier_sha256: str  # scores of samples compare only within one classifier
     model_sha256: str
     results_sha256: str  # of the parameters, the model and the reports
+
+    @property
+    def code(self) -> Path:
+        """The folder that has dvc.yaml and the package with which the results were computed."""
+        return CODE if self.folder == Path() else self.folder
 
     @property
     def pictures(self) -> list[Picture]:

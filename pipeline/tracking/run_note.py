@@ -64,12 +64,13 @@ def note(source: Source) -> str:
 
     MLflow's page shows the first lines of a note.
     """
-    files = re.findall(r"^diff --git .* b/(.+)$", source.diff, re.MULTILINE)
+    # git quotes names that are not ASCII.
+    files = re.findall(r'^diff --git .* "?b/(.+?)"?$', source.diff, re.MULTILINE)
     changed = ", ".join(sorted({*files, *source.untracked})) or "none"
     parts = [f"Restore these files:\n\n    {restore(source)}"]
     parts.append(f"Changes to commit `{source.baseline[:10]}` (see `git.diff`): {changed}.")
     _, *diffs = re.split(r"^diff --git ", f"\n{source.diff}", flags=re.MULTILINE)
-    params = "".join(diff for diff in diffs if re.match(r"a/(.*/)?params\.yaml ", diff))
+    params = "".join(diff for diff in diffs if re.match(r'"?a/(.*/)?params\.yaml"? ', diff))
     if lines := re.findall(r"^[-+]\w.*$", params, re.MULTILINE):
         parts.append("\n".join(["```diff", *lines, "```"]))
     if source.untracked:

@@ -30,7 +30,6 @@ from pipeline.tracking.client import Store, optional
 from pipeline.tracking.results import Picture, Results
 
 BATCH = 1000  # the most metrics that MLflow accepts in one call
-CODE = Path(__file__).parents[1]
 REQUIRED = ("mlflow", "numpy", "safetensors", "torch")
 NOT_SERVED = ("commands", "evaluation", "figures", "stages", "tracking", "training")
 DIFF = "git.diff"
@@ -186,13 +185,14 @@ def _add_model(store: Store, run: Run, results: Results, left_out: list[str]) ->
 
 def _save_model(results: Results, scratch: Path) -> Path:
     """Save the model from code: the safetensors file, served_model.py, its imports; no pickle."""
-    for file in modules(CODE):
-        name = file.relative_to(CODE.parent)
+    package = results.code / "pipeline"
+    for file in modules(package):
+        name = file.relative_to(results.code)
         if name.parts[1] not in NOT_SERVED:
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, scratch / name)
     # Copied, because MLflow writes down the path that it is given.
-    shutil.copy(CODE / "tracking" / "served_model.py", scratch)
+    shutil.copy(package / "tracking" / "served_model.py", scratch)
     mlflow.pyfunc.save_model(
         scratch / "model",
         python_model=str(scratch / "served_model.py"),

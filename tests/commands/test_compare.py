@@ -131,6 +131,39 @@ def test_two_experiments_of_one_name_are_named_with_their_commits(tmp_path):
         run(repo, "twice")
 
 
+def test_an_experiment_called_head_or_workspace_takes_the_place_of_neither(tmp_path):
+    repo = FakeExperiments(tmp_path)
+    repo.commit(repo.files())
+    for z_dim, name in enumerate(("HEAD", "workspace"), 2):
+        commit = repo.experiment(name, repo.files(z_dim=z_dim))
+        page = run(repo, f"{name}@{commit[:7]}")
+        assert f"z_dim={z_dim}" in page and f"dvc exp apply {commit[:10]}" in page
+
+
+def test_per_image_values_that_are_corrupt_cost_their_run_a_note(tmp_path, capsys):
+    repo = FakeExperiments(tmp_path)
+    repo.commit(repo.files())
+    for z_dim in (2, 3):
+        repo.experiment(f"z{z_dim}", files := repo.files(z_dim, z_dim=z_dim))
+    out = yaml.safe_load(files["dvc.lock"])["stages"]["evaluate"]["outs"][0]["md5"]
+    cached = repo.root / ".dvc/cache/files/md5" / out[:2] / out[2:]
+    content = bytearray(cached.read_bytes())
+    content[len(content) // 3] ^= 1
+    cached.write_bytes(content)
+    run(repo)
+    output = capsys.readouterr().out
+    assert "note: z3: incomplete: " in output and row(output, "z_dim=3").endswith(" -")
+    assert row(output, "z_dim=2").endswith("(one seed)")
+
+
+def test_a_failure_of_dvc_is_one_line(tmp_path):
+    repo = FakeExperiments(tmp_path)
+    repo.commit(repo.files())
+    (tmp_path / ".dvc/config.local").write_text("[cache]\nno such key = 1\n")
+    with error_about("dvc"):
+        run(repo)
+
+
 def test_the_workspace_is_compared_if_it_has_results_of_its_own(tmp_path, capsys):
     repo = FakeExperiments(tmp_path)
     repo.commit(repo.files())

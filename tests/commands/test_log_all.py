@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import error_about, use_folder
-from helpers.mlflow_contents import client_of, runs_of
+from helpers.mlflow_contents import client_of, models_of, runs_of
 from helpers.repo import Repo
 from helpers.servers import free_port
 
@@ -130,6 +130,19 @@ def test_a_run_of_a_commit_has_its_time_and_of_two_experiments_the_older_one_com
     (run,) = (run for run in runs if "dvc.exp_name" in run.data.tags)
     assert run.info.run_name == "b" and run.data.tags["dvc.exp_name"] == "b, a"
     assert run.info.start_time == run.info.end_time == made + 5000
+
+
+def test_a_model_is_uploaded_with_the_code_of_its_commit(repo, log, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "code")
+    edit(repo.root / "pipeline/model/vae.py", "def mean", "# of the commit\n    def mean")
+    repo.run("dvc", "commit", "-f", "-q", "train", "evaluate")
+    repo.commit()
+    edit(repo.root / "pipeline/model/vae.py", "# of the commit", "# of the workspace")
+    assert log()["HEAD"].startswith("MLflow run")
+    (run,) = runs_of(client := client_of(repo.root), "code")
+    (model,) = models_of(client, run)
+    code = Path(model.artifact_location.removeprefix("file://"), "code/pipeline/model/vae.py")
+    assert "# of the commit\n" in code.read_text()
 
 
 def test_what_could_not_be_logged_is_a_failure(repo, log):

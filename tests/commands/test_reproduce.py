@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,7 +13,7 @@ from helpers.repo import Repo, litter, started
 
 from pipeline.commands import reproduce
 from pipeline.commands.file_diff import file_diff
-from pipeline.commands.reproduce import compare, find_run, judge
+from pipeline.commands.reproduce import compare, find_run, verdict_of
 from pipeline.paths import METRICS, MODEL
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
 from pipeline.stages import log
@@ -38,9 +39,11 @@ def repo(repro_repo, tmp_path_factory) -> Repo:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [REPRO, "edited"])
 def test_a_run_is_reproduced_whatever_is_in_the_workspace(repo, name):
+    """And also if the environment of this Python is not activated."""
     repo.set(z_dim=7)
     (repo.root / "pipeline/model/objective.py").write_text("raise SystemExit('not this code')\n")
-    output = repo.pipeline("reproduce", name, ok=None)
+    command = ("env", "PATH=/usr/bin:/bin", sys.executable, "-m", "pipeline", "reproduce", name)
+    output = repo.run(*command, ok=None)
     repo.run("git", "checkout", "-q", ".")
     assert "reproduce: identical (" in output, output
     assert started(output) == ["download", "train", "train_classifier", "evaluate"]
@@ -95,7 +98,7 @@ def test_on_another_machine_the_promise_is_a_tolerance(
     for folder in (recorded, again):
         shutil.copytree(finished_workspace, folder)
     run = SimpleNamespace(data=SimpleNamespace(tags={"cpu": cpu} if cpu else {}))
-    assert judge(run, recorded, again, compare(recorded, again)) == "identical"
+    assert verdict_of(run, recorded, again, compare(recorded, again)) == "identical"
 
     header = read_header(again / MODEL)
     weights = {name: tensor * 1.001 for name, tensor in read_tensors(again / MODEL).items()}
@@ -110,7 +113,7 @@ def test_on_another_machine_the_promise_is_a_tolerance(
     assert found["reports/figures/traversals.png"].startswith("differs")
     assert found["reports/figures/kl_per_dimension.png"] == "differs: not written again"
     assert found[MODEL.as_posix()].startswith("differs by at most ")
-    assert judge(run, recorded, again, found).startswith(verdict)
+    assert verdict_of(run, recorded, again, found).startswith(verdict)
 
 
 def test_differences_of_tables_are_reported_with_their_size_and_place(tmp_path):

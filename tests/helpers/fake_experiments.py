@@ -47,7 +47,7 @@ def metrics_of(values: pd.DataFrame) -> dict[str, float]:
 def parquet(values: pd.DataFrame, protocol: Mapping[str, object]) -> bytes:
     table = pa.Table.from_pandas(values, preserve_index=False)
     table = table.replace_schema_metadata({"protocol": json.dumps(protocol)})
-    pq.write_table(table, file := io.BytesIO())
+    pq.write_table(table, file := io.BytesIO(), write_page_checksum=True)
     return file.getvalue()
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import EARLY, error_about, set_params
+from conftest import EARLY, ROOT, error_about, set_params
 from filelock import FileLock
 from helpers import mlflow_contents as contents
 from helpers.failing_servers import KINDS
@@ -28,7 +28,7 @@ from pipeline.runtime.files import sha256_file
 from pipeline.runtime.pending_run import pending_runs
 from pipeline.runtime.tensor_file import read_header, read_tensors, write_tensors
 from pipeline.stages import evaluate, log, train
-from pipeline.tracking import log_run, run_note, upload
+from pipeline.tracking import log_run, results, run_note, upload
 from pipeline.tracking.client import experiments_of
 from pipeline.tracking.results import read_results
 from pipeline.tracking.stream import Stream
@@ -289,17 +289,20 @@ def test_code_that_git_cannot_describe_costs_one_line_and_no_false_record(
     assert run.data.tags["mlflow.source.git.commit"] == head()
 
 
+def test_the_note_names_files_whose_names_git_quotes():
+    quoted = [f'"{side}/\\303\\251/params.yaml"' for side in "ab"]
+    diff = f"diff --git a/b c b/b c\ndiff --git {' '.join(quoted)}\n-z_dim: 20\n+z_dim: 2\n"
+    note = run_note.note(git.Source("", "0" * 40, diff))
+    assert "\\303\\251/params.yaml, b c." in note and "+z_dim: 2\n```" in note
+
+
 def test_foreign_files_are_neither_results_nor_code(loggable, monkeypatch):
     expected = read_results().results_sha256
-    shutil.copytree(upload.CODE, "data/code/pipeline")
-    monkeypatch.setattr(upload, "CODE", loggable / "data/code/pipeline")
-    for folder in (
-        paths.SAMPLES,
-        paths.FIGURES,
-        upload.CODE / "model",
-        upload.CODE,
-        ".dvc/tmp/runs",
-    ):
+    shutil.copytree(ROOT / "pipeline", "data/code/pipeline")
+    shutil.copy(ROOT / "dvc.yaml", "data/code")
+    monkeypatch.setattr(results, "CODE", loggable / "data/code")
+    package = "data/code/pipeline"
+    for folder in (paths.SAMPLES, paths.FIGURES, package, f"{package}/model", ".dvc/tmp/runs"):
         litter(loggable / folder)
     log.main()
     _, run = contents.only_run(loggable)

@@ -1,5 +1,6 @@
 """Stores in folders with any name, of other people, and of other versions of MLflow."""
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 from alembic import command
-from conftest import use_folder
+from conftest import ROOT, use_folder
 from helpers import mlflow_contents as contents
 from helpers.failing_servers import refusing_paths
 from helpers.servers import free_port, mlflow_server
@@ -93,6 +94,19 @@ def test_every_folder_name_is_a_name(place, tmp_path, capsys, name):
     mlflow.set_tracking_uri(store.uri)
     vae = mlflow.pyfunc.load_model(f"models:/{model.model_id}", dst_path=str(tmp_path))
     assert vae.predict(np.zeros((2, 4), np.float32)).shape == (2, 784)
+
+
+@pytest.mark.slow
+def test_clones_that_share_a_database_may_create_it_at_the_same_time(tmp_path):
+    code = "import sys, pathlib; from pipeline.tracking.client import open_store; "
+    code += "open_store(pathlib.Path(sys.argv[1]))"
+    env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/runs.db"}
+    processes = []
+    for name in ("one", "two", "three"):
+        (tmp_path / name / ".dvc/tmp").mkdir(parents=True)
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=env))
+    assert [process.wait() for process in processes] == [0, 0, 0]
 
 
 @pytest.mark.slow
@@ -256,7 +270,8 @@ def test_the_link_is_to_the_server_and_its_files_are_its_own(uri, page, kept):
 def test_the_tables_of_a_new_database_are_created_once_and_completely(loggable):
     """By several processes at once, and after one that was killed."""
     Path("mlflow.db").unlink()
-    Path("mlflow.db.new").write_bytes(b"torn" * 1000)
+    new = Path(f"mlflow.db.{os.getpid()}.new")
+    new.write_bytes(b"torn" * 1000)
     barrier = Barrier(3)
 
     def open_it(_):
@@ -265,7 +280,7 @@ def test_the_tables_of_a_new_database_are_created_once_and_completely(loggable):
 
     with ThreadPoolExecutor(3) as pool:
         assert len({*pool.map(open_it, range(3))}) == 1
-    assert problems() == [] and not Path("mlflow.db.new").exists()
+    assert problems() == [] and not new.exists()
 
 
 def test_an_unreachable_server_is_no_reason_to_move_the_database(loggable, monkeypatch, capsys):

@@ -9,18 +9,21 @@ from pipeline.commands.comparison.tables import ascii_text
 from pipeline.errors import UserError
 from pipeline.runtime.git import Experiment, experiments, head, workspace
 
-HEAD = "HEAD"
+HEAD, WORKSPACE = "HEAD", "workspace"
 
 
 def available(root: Path) -> dict[str, Experiment]:
     """Return all experiments, and the workspace if it has results of its own, by unique names."""
     own = workspace(root)
-    return by_name(experiments(root)) | ({"workspace": own} if own else {})
+    return by_name(experiments(root)) | ({WORKSPACE: own} if own else {})
 
 
 def by_name(found: Sequence[Experiment]) -> dict[str, Experiment]:
-    """Return experiments by name; those that share a name, on different baselines, with commits."""
-    count = Counter(entry.name for entry in found)
+    """Return experiments by name; with its commit, if the name alone may mean something else.
+
+    Experiments on different baselines may share a name.
+    """
+    count = Counter([*(entry.name for entry in found), HEAD, WORKSPACE])
     suffix = [f"@{entry.commit[:7]}" * (count[entry.name] > 1) for entry in found]
     return {entry.name + end: entry for entry, end in zip(found, suffix, strict=True)}
 
@@ -49,7 +52,7 @@ def read_run(name: str, root: Path) -> Run:
     A workspace without results of its own has those of HEAD.
     """
     known = available(root)
-    known.setdefault("workspace", find(HEAD, known, root))
+    known.setdefault(WORKSPACE, find(HEAD, known, root))
     (run,) = read_runs({name: find(name, known, root)}, root)
     if not run.model.is_file():
         restore = command(run.experiment).removesuffix(" && dvc checkout")

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
-from dvc.repo import Repo
 
 from pipeline.errors import UserError
 from pipeline.params import DEFAULTS, parse_yaml
 from pipeline.paths import CLASSIFIER_REPORT, DVC_LOCK, EVALUATION, MODEL, PER_IMAGE
 from pipeline.runtime import git
+from pipeline.runtime.dvc import open_repo
 from pipeline.runtime.git import Experiment
 
 FILES = (DVC_LOCK, EVALUATION, CLASSIFIER_REPORT)
-UNREADABLE = (UserError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException)
+UNREADABLE = (UserError, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 Blobs = dict[tuple[str, Path], bytes]
 
@@ -53,7 +52,8 @@ def read_runs(chosen: Mapping[str, Experiment], root: Path) -> list[Run]:
 
     The cache is read by the md5 in dvc.lock: DVC's own file system takes seconds per commit.
     """
-    cache = Repo(str(root)).cache.local
+    with open_repo(root) as repo:
+        cache = repo.cache.local
     runs = [Run(name, entry) for name, entry in chosen.items()]
     blobs = read_blobs(root, [run.experiment.commit for run in runs], FILES)
     for run in runs:
@@ -90,7 +90,7 @@ def _read_lock(run: Run, content: bytes) -> dict[str, str]:
 def _read_per_image(run: Run, cached: Path) -> None:
     if not cached.is_file():
         raise UserError(PER_IMAGE, "not in DVC's cache, no paired differences; run `dvc repro`")
-    table = pq.read_table(cached)
+    table = pq.read_table(cached, page_checksum_verification=True)
     run.protocol = json.loads(table.schema.metadata[b"protocol"])
     # Without a measure, as in earlier versions, a likelihood is comparable only with itself.
     run.protocol.setdefault("measure", run.protocol.get("likelihood"))

@@ -5,11 +5,9 @@ means complete. (`dvc exp push` does it in the other order.)
 """
 
 import io
-import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,21 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from dvc.repo import Repo
 
 from pipeline.errors import UNFIT, UserError
 from pipeline.params import Params, check_params, parse_yaml
 from pipeline.paths import CLASSIFIER, DATASET, DVC_LOCK, HISTORY, MODEL, PARAMS, PER_IMAGE
+from pipeline.runtime.dvc import child, environment, open_repo
 from pipeline.runtime.git import git
 
-# A module of Python that ends with this process: an orphan would run a trial beside whoever takes
-# it next.
-CHILD = """import runpy, sys
-from pipeline.errors import die_with_parent
-_, parent, module, *words = sys.argv
-die_with_parent(int(parent))
-sys.argv = [module, *words]
-runpy.run_module(module, run_name="__main__", alter_sys=True)"""
 DATA = (DATASET, CLASSIFIER)  # of all experiments
 CACHED = (*DATA, MODEL, PER_IMAGE)
 RESULTS = (":!dvc.lock", ":!reports", f":!{PARAMS}")
@@ -149,7 +139,7 @@ def open_clone(root: Path, baseline: str) -> Clone:
     """The clone in `root`, with its remotes: origin or the first of git, and DVC's default."""
     names = git("remote", at=root).split()
     remote = "origin" if "origin" in names else next(iter(names), "")
-    with Repo(str(root)) as repo:
+    with open_repo(root) as repo:
         has_files = bool(repo.config["core"].get("remote"))
     return Clone(root, baseline, remote if has_files else "")
 
@@ -159,7 +149,7 @@ def require_clean(root: Path) -> None:
 
     Under DVC's lock: while an experiment starts, DVC changes params.yaml for a moment.
     """
-    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+    with open_repo(root, _wait_for_lock=True) as repo, repo.lock:
         changed = git("status", "--porcelain", "--untracked-files=no", at=root)
     if changed:
         name = changed.split()[1]
@@ -182,17 +172,12 @@ def require_cached(paths: Iterable[Path], lock: str, root: Path) -> None:
     stages = parse_yaml(lock, DVC_LOCK.name).get("stages", {})
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     md5 = {Path(out["path"]): out["md5"] for out in outs}
-    with Repo(str(root)) as repo:
+    with open_repo(root) as repo:
         cache = repo.cache.local
         for path in paths:
             if path not in md5 or not Path(cache.oid_to_path(md5[path])).is_file():
                 advice = "`dvc pull`, or `dvc push` where it was made, or `dvc repro` and commit"
                 raise UserError(path, f"is not in DVC's cache; {advice}")
-
-
-def child(module: str, *words: str) -> list[str]:
-    """The command of a child process that ends with this one."""
-    return [sys.executable, "-c", CHILD, str(os.getpid()), module, *words]
 
 
 def execute(name: str, params: Mapping[str, Any], root: Path) -> str:
@@ -202,12 +187,7 @@ def execute(name: str, params: Mapping[str, Any], root: Path) -> str:
     output.parent.mkdir(parents=True, exist_ok=True)
     # It waits while other jobs of this clone hold DVC's lock.
     command = child("dvc", "--wait-for-lock", "exp", "run", "--temp", "-n", name, *settings)
-    env = {
-        **os.environ,
-        "PYTHONSAFEPATH": "",
-        "DVC_EXP_AUTO_PUSH": "false",  # it would push the name before the files
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }
+    env = environment() | {"DVC_EXP_AUTO_PUSH": "false"}  # it would push the name before the files
     with (
         output.open("wb") as file,
         subprocess.Popen(command, cwd=root, env=env, stdout=file, stderr=file) as run,
@@ -225,11 +205,8 @@ def execute(name: str, params: Mapping[str, Any], root: Path) -> str:
 
 def dvc(action: str, root: Path, **options: Any) -> Any:
     """A method of DVC's Repo. Raises UserError in its own words."""
-    try:
-        with Repo(str(root), _wait_for_lock=True) as repo:
-            return getattr(repo, action)(**options)
-    except Exception as error:  # of DVC, its remote, or the network
-        raise UserError(f"dvc {action}", " ".join(str(error).split())) from error
+    with open_repo(root, f"dvc {action}", _wait_for_lock=True) as repo:
+        return getattr(repo, action)(**options)
 
 
 def failure(name: str, output: str) -> UserError:

@@ -1,0 +1,43 @@
+"""DVC as a library, and processes of Python that end with the one that started them."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+# An orphan would write beside whoever executes the same thing next.
+CHILD = """import runpy, sys
+from pipeline.errors import die_with_parent
+_, parent, module, *words = sys.argv
+die_with_parent(int(parent))
+sys.argv = [module, *words]
+runpy.run_module(module, run_name="__main__", alter_sys=True)"""
+
+
+def child(module: str, *words: str) -> list[str]:
+    """The command of a child process that ends with this one: python -m MODULE WORDS."""
+    return [sys.executable, "-c", CHILD, str(os.getpid()), module, *words]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child: `python` is this one, also if it is not activated."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path, "PYTHONSAFEPATH": ""}
+
+
+@contextmanager
+def open_repo(root: Path, subject: str = "dvc", **options: Any) -> Iterator[Any]:
+    """DVC's Repo in `root`. What DVC, its remote or the network raises becomes a UserError."""
+    from dvc.repo import Repo  # noqa: PLC0415 (0.5 s)
+
+    try:
+        with Repo(str(root), **options) as repo:
+            yield repo
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(subject, " ".join(str(error).split())) from error
