@@ -1,12 +1,10 @@
-"""Every mode of DVC ends in one complete MLflow run, in a local store and on a server."""
+"""Every mode of DVC ends in one complete MLflow run. test_sweep_workers.py has those on a server."""
 
 import shutil
-from collections.abc import Iterator
 
 import pytest
 from helpers.mlflow_contents import assert_whole, dump
 from helpers.repo import Repo, started
-from helpers.servers import mlflow_server, postgres
 
 pytestmark = pytest.mark.slow
 
@@ -15,20 +13,10 @@ EXPERIMENTS = {"narrow", "tanh", "temp", "here"}  # with runs of their own
 REPRO = "z4-h32x1-relu-lr0.001-e3-s0"
 
 
-@pytest.fixture(scope="module", params=["embedded store", "server on PostgreSQL"])
-def repo(request, repro_repo, tmp_path_factory) -> Iterator[Repo]:
+@pytest.fixture(scope="module")
+def repo(repro_repo, tmp_path_factory) -> Repo:
     """After experiments of every mode; the first two write to the empty store at once."""
     repo = repro_repo.copy(tmp_path_factory.mktemp("modes"))
-    if request.param == "embedded store":
-        yield run_every_mode(repo)
-        return
-    server = tmp_path_factory.mktemp("server")
-    with postgres() as database, mlflow_server(server, database) as (address, _):
-        repo.env["MLFLOW_TRACKING_URI"] = address
-        yield run_every_mode(repo)
-
-
-def run_every_mode(repo: Repo) -> Repo:
     for name, change in QUEUED.items():
         repo.run("dvc", "exp", "run", "--queue", "-n", name, "-S", change)
     status = repo.run_queue(jobs=2)
@@ -38,14 +26,6 @@ def run_every_mode(repo: Repo) -> Repo:
     again = repo.run("dvc", "exp", "run", "--temp", "-n", "again", "-S", QUEUED["narrow"])
     assert started(again) == ["log"], "DVC's run-cache has the rest"
     repo.run("dvc", "exp", "run", "-n", "here", "-S", "seed=2")
-    return repo
-
-
-@pytest.fixture
-def embedded(repo) -> Repo:
-    """For tests to which the kind of store makes no difference."""
-    if "MLFLOW_TRACKING_URI" in repo.env:
-        pytest.skip("tested on the embedded store")
     return repo
 
 
@@ -70,34 +50,34 @@ def test_logging_everything_again_changes_nothing(repo):
     assert dump(repo.store()) == before and set(repo.runs()) == EXPERIMENTS | {REPRO}
 
 
-def test_a_forced_execution_has_a_run_of_its_own_with_equal_results(embedded):
-    first = embedded.runs()["here"]
-    embedded.run("dvc", "repro", "-f")
-    second = embedded.runs()["z4-h32x1-relu-lr0.001-e3-s2"]
+def test_a_forced_execution_has_a_run_of_its_own_with_equal_results(repo):
+    first = repo.runs()["here"]
+    repo.run("dvc", "repro", "-f")
+    second = repo.runs()["z4-h32x1-relu-lr0.001-e3-s2"]
     for tag in ("fingerprint", "model.sha256", "results.sha256"):
         assert second.data.tags[tag] == first.data.tags[tag]
-    before = set(embedded.runs())
-    embedded.run("dvc", "repro", "-f", "-s", "log")
-    assert set(embedded.runs()) == before, "logging is no execution"
-    embedded.store().delete_run(second.info.run_id)
+    before = set(repo.runs())
+    repo.run("dvc", "repro", "-f", "-s", "log")
+    assert set(repo.runs()) == before, "logging is no execution"
+    repo.store().delete_run(second.info.run_id)
 
 
-def test_an_experiment_that_is_applied_and_committed_keeps_its_run(embedded):
-    before = set(embedded.runs())
-    embedded.run("git", "checkout", "-q", ".")
-    embedded.run("dvc", "exp", "apply", "tanh")
-    assert "train" not in started(embedded.run("dvc", "repro"))
-    embedded.commit()
-    embedded.pipeline("log-all")
-    assert set(embedded.runs()) == before
+def test_an_experiment_that_is_applied_and_committed_keeps_its_run(repo):
+    before = set(repo.runs())
+    repo.run("git", "checkout", "-q", ".")
+    repo.run("dvc", "exp", "apply", "tanh")
+    assert "train" not in started(repo.run("dvc", "repro"))
+    repo.commit()
+    repo.pipeline("log-all")
+    assert set(repo.runs()) == before
 
 
-def test_a_lost_store_is_rebuilt_from_dvc(embedded):
-    (embedded.root / "mlflow.db").unlink()
-    shutil.rmtree(embedded.root / "mlartifacts")
-    embedded.pipeline("log-all")
-    runs = embedded.runs()
+def test_a_lost_store_is_rebuilt_from_dvc(repo):
+    (repo.root / "mlflow.db").unlink()
+    shutil.rmtree(repo.root / "mlartifacts")
+    repo.pipeline("log-all")
+    runs = repo.runs()
     assert set(runs) >= EXPERIMENTS
     for name in EXPERIMENTS:
-        assert_whole(embedded, runs[name], embedded.experiment(name))
+        assert_whole(repo, runs[name], repo.experiment(name))
     assert runs["narrow"].data.tags["dvc.exp_name"] == "narrow, again"

@@ -14,7 +14,7 @@ from helpers.servers import mlflow_server, postgres
 
 pytestmark = pytest.mark.slow
 
-GRID = "z_dim=2,3,4"
+GRID = "z_dim=2,3"
 
 
 class Team:
@@ -80,7 +80,7 @@ def serial(repro_repo, tmp_path_factory) -> dict[str, list[str]]:
     """The trees of the grid, run one experiment at a time by DVC."""
     folder = tmp_path_factory.mktemp("serial")
     repo = Team(folder, repro_repo).first
-    for number, z_dim in enumerate((2, 3, 4)):
+    for number, z_dim in enumerate((2, 3)):
         repo.run("dvc", "exp", "run", "--temp", "-n", f"grid-{number:04}", "-S", f"z_dim={z_dim}")
     return trees(repo)
 
@@ -100,7 +100,7 @@ def test_two_clones_give_the_bytes_of_one_serial_grid(repro_repo, tmp_path, seri
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     assert team.published() == set(serial)
     other = team.clone("other")
-    assert "3 of 3 finished experiments are here" in sweep(other, "fetch", "grid")
+    assert "2 of 2 finished experiments are here" in sweep(other, "fetch", "grid")
     assert trees(other) == serial
     other.pipeline("log-all")  # those for which a busy server had taken too long
     runs = team.first.runs()
@@ -114,11 +114,11 @@ def test_a_killed_worker_costs_no_trial_and_none_is_double(team, serial):
     repo = team.first
     sweep(repo, "new", "grid", GRID, "--grace", "4")
     worker = start(repo)
-    wait_until(repo, "grid-0001", "Running stage 'train'")
+    wait_until(repo, "grid-0000", "Running stage 'train'")
     os.killpg(worker.pid, signal.SIGKILL)
     worker.communicate()
     worker = start(repo, "grid", "--jobs", "2")
-    wait_until(repo, "grid-0002", "Ran experiment")
+    wait_until(repo, "grid-0001", "Ran experiment")
     worker.kill()  # its jobs, their DVC and their stages have its output, and end with it
     worker.communicate(timeout=20)
     output = sweep(repo, "work", "grid")
