@@ -1,4 +1,4 @@
-"""Every mode of DVC ends in one complete MLflow run. test_sweep_workers.py has those on a server."""
+"""Every mode of DVC ends in one complete MLflow run (on a server: test_sweep_workers.py)."""
 
 import shutil
 
