@@ -156,6 +156,25 @@ def test_an_interrupted_plan_is_completed_and_another_one_refused(root):
         study.load("torn", root)
 
 
+@pytest.mark.parametrize(
+    ("directions", "trials"), [(["minimize"], 3), (["maximize"], 0), (["minimize"] * 2, 0)]
+)
+def test_the_study_of_another_program_is_refused_and_stays_as_it_is(root, directions, trials):
+    store = f"sqlite:///{root}/sweeps.db"
+    other = optuna.create_study(storage=store, study_name="widths", directions=directions)
+    for _ in range(trials):
+        other.enqueue_trial({})
+    with error_about("widths"):
+        new()
+    assert len(other.trials) == trials and other.user_attrs == {}
+
+
+def test_a_plan_that_was_killed_before_its_first_trial_is_completed(root):
+    optuna.create_study(storage=f"sqlite:///{root}/sweeps.db", study_name="widths")
+    new()
+    assert len(study.load("widths", root)[0].trials) == 2
+
+
 def test_a_search_draws_with_the_sampler_that_is_named(root):
     new(trials=2, sampler="random")
     assert type(study.load("widths", root)[0].sampler) is optuna.samplers.RandomSampler

@@ -18,7 +18,7 @@ import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import SQLAlchemyError
@@ -86,10 +86,16 @@ def check_here(name: str, plan: Plan, root: Path) -> None:
 
 
 def create(name: str, plan: Plan, trials: Sequence[Mapping[str, Any]], root: Path) -> None:
-    """Create the study with all its trials, or complete one whose creation was interrupted."""
+    """Create the study with all its trials, or complete one whose creation was interrupted.
+
+    Raises UserError if the store has a study of that name with another plan, or of another program.
+    """
     if not re.fullmatch(NAME, name):
         raise UserError(repr(name), "is no name for a sweep: letters, digits and _, joined by -")
     study = optuna.create_study(storage=_storage(root), study_name=name, load_if_exists=True)
+    is_planned = "plan" in study.user_attrs or not study.trials  # the plan precedes the trials
+    if not is_planned or study.directions != [StudyDirection.MINIMIZE]:
+        raise UserError(name, "exists as a study of another program; choose another name")
     earlier = study.user_attrs.get("plan", asdict(plan))
     if different := [key for key, value in asdict(plan).items() if earlier[key] != value]:
         raise UserError(name, f"exists, with different {different[0]}; choose another name")
