@@ -194,6 +194,17 @@ def test_what_is_no_address_of_a_store_is_one_line(root, monkeypatch, address):
         command("new", "widths", "z_dim=2,4")
 
 
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a{b}", "100% (é) #"])
+def test_the_default_store_is_in_the_root_whatever_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    root = tmp_path / "parent" / name
+    root.mkdir(parents=True)
+    plan = study.Plan("val/kl", "tpe", 240, 0, 0, {}, "", {})
+    study.create("widths", plan, [], root)
+    assert study.load("widths", root)[1] == plan
+    assert [*root.parent.iterdir(), *root.iterdir()] == [root, root / "sweeps.db"]
+
+
 def test_ray_is_refused_without_remotes_and_a_store_that_nodes_share(root):
     command("new", "widths", "z_dim=2,4")
     with error_about("--ray"):

@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import Connection, event
+from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.commands.sweeps.space import Space
@@ -123,7 +123,8 @@ def load(name: str, root: Path) -> tuple[Study, Plan]:
 
 def _storage(root: Path) -> RDBStorage:
     """The store that OPTUNA_STORAGE names, or sweeps.db in the root."""
-    url = os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{root / 'sweeps.db'}"
+    default = URL.create("sqlite", database=str(root / "sweeps.db"))  # quotes ?, % and {
+    url = os.environ.get("OPTUNA_STORAGE") or default.render_as_string(hide_password=False)
     is_sqlite = url.startswith("sqlite:")
     options: dict[str, Any] = {"pool_pre_ping": True}  # a server closes silent connections
     if is_sqlite:  # without isolation level: or Python's module begins transactions of its own
