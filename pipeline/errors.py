@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 UNFIT = 3  # exit status if the parameters cannot be trained with, whatever the machine's state
@@ -73,6 +74,21 @@ def run(main: Callable[[], object]) -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether it means that the memory of the machine or of the GPU was not enough."""
     return re.search(NO_MEMORY, repr(error)) is not None
+
+
+def without_password(text: str, address: str) -> str:
+    """Return `text` in one line without addresses, and without the password of `address`.
+
+    Of a password with special characters, libraries take a part for the host or the port and report
+    it: no word of the password is left, in upper or lower case, percent-encoded or not.
+    """
+    text = re.sub(r"\S*://\S*", "<address>", " ".join(unquote(text).split()))
+    # scheme://user:password@host; a password that is not percent-encoded may contain :, / and @.
+    credentials = address.partition("://")[2].rpartition("@")[0]
+    words = re.findall(r"\w+", unquote(credentials.partition(":")[2]))
+    if not words:
+        return text
+    return re.sub(rf"(?i)\b({'|'.join(words)})\b", "<password>", text)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, error_about
 
-from pipeline.errors import writing
+from pipeline.errors import without_password, writing
 
 ENDS = [
     ("raise UserError('params.yaml: z_dim', 'is missing')", 2, "params.yaml: z_dim: is missing\n"),
@@ -89,3 +89,30 @@ def test_a_failed_write_is_an_error_about_the_file(tmp_path):
     path = tmp_path / "missing" / "file"
     with error_about(path), writing(path):
         path.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("password", "text"),
+    [
+        ("s3cret", "cannot connect to postgresql://u:s3cret@host/db"),
+        ("p@s3cret", "failed to resolve host 's3cret@host'"),
+        ("p@S3CRET/x", "failed to resolve host 's3cret'"),
+        (
+            "p:s3/cret",
+            "port could not be cast to an integer: 's3', Max retries exceeded: /cret@host",
+        ),
+        ("a{s3cret}b", "'s3cret'"),
+        ("p%40s3cret", "login of u with p@s3cret failed"),
+        ("x/p s3cret", "Max retries exceeded: /p%20s3cret@host"),
+        ("s3.[cret", "unknown host s3.[cret"),
+    ],
+)
+def test_no_part_of_a_password_is_in_a_message(password, text):
+    message = without_password(text, f"postgresql+psycopg://u:{password}@host/db")
+    assert not re.search("s3|cret", message, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("address", ["", "sqlite:///a@b.db", "http://u@host", "http://u:e@host"])
+def test_a_message_without_a_password_stays_legible(address):
+    text = "database is\n locked: u, host"
+    assert without_password(text, address) == "database is locked: u, host"

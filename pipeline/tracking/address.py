@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import get_local_path_or_none
 from sqlalchemy.engine import URL, make_url
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, without_password
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SUPPORTED = "use http(s)://SERVER, sqlite:///FILE, postgresql://..., mysql://... or mssql://..."
@@ -124,10 +124,5 @@ def _words(error: BaseException) -> str:
     while cause and not isinstance(cause, KeyError):
         error = cause
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    words = " ".join(str(error).split()) or type(error).__name__
-    words = re.sub(r"\S*://\S*", "<address>", words)
-    # Pieces of scheme://user:password@host, also of a password that contains :, / or @.
-    before_host = os.environ.get("MLFLOW_TRACKING_URI", "").rpartition("@")[0]
-    for piece in re.findall(r"[^:/@]+", before_host)[2:]:
-        words = words.replace(piece, "<password>")
-    return words[:200]
+    words = str(error).strip() or type(error).__name__
+    return without_password(words, os.environ.get("MLFLOW_TRACKING_URI", ""))[:200]

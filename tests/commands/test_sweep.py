@@ -205,6 +205,22 @@ def test_the_default_store_is_in_the_root_whatever_its_name(tmp_path, monkeypatc
     assert [*root.parent.iterdir(), *root.iterdir()] == [root, root / "sweeps.db"]
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql+psycopg://u:p@s3cret@server.invalid/db",
+        "postgresql+psycopg://u:a{s3cret}b@server.invalid/db",
+        "postgresql+psycopg://u:a{}s3cret@server.invalid/db",
+        "postgresql+psycopg://u:a@server.invalid:s3cret@/db",
+    ],
+)
+def test_a_message_of_the_store_has_no_password(root, monkeypatch, address):
+    monkeypatch.setenv("OPTUNA_STORAGE", address)
+    with pytest.raises(UserError, match=r"^(OPTUNA_STORAGE|optuna): ") as error:
+        command("show", "widths")
+    assert "s3cret" not in str(error.value) and "\n" not in str(error.value)
+
+
 def test_ray_is_refused_without_remotes_and_a_store_that_nodes_share(root):
     command("new", "widths", "z_dim=2,4")
     with error_about("--ray"):

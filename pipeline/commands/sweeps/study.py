@@ -24,7 +24,7 @@ from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.commands.sweeps.space import Space
-from pipeline.errors import UserError
+from pipeline.errors import UserError, without_password
 from pipeline.runtime.fingerprint import LIBRARIES
 from pipeline.runtime.git import git
 
@@ -131,8 +131,9 @@ def _storage(root: Path) -> RDBStorage:
         options = {"connect_args": {"timeout": 60, "isolation_level": None}}
     try:
         storage = RDBStorage(url, engine_kwargs=options)
-    except (ValueError, KeyError) as error:
-        raise UserError("OPTUNA_STORAGE", f"is not the address of a database ({error})") from error
+    except (ValueError, LookupError) as error:  # LookupError: Optuna formats { } in the address
+        words = without_password(str(error), url)
+        raise UserError("OPTUNA_STORAGE", f"is not the address of a database ({words})") from error
     if is_sqlite:
         # Optuna takes a trial with SELECT ... FOR UPDATE, which SQLite ignores.
         event.listen(storage.engine, "begin", _begin_immediate)
@@ -145,13 +146,14 @@ def _begin_immediate(connection: Connection) -> None:
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn a failure of the store into a UserError, in its own words."""
+    """Turn a failure of the store into a UserError, in its own words without passwords."""
     try:
         yield
     except STORE_ERRORS as error:
         cause = error.__cause__ or error
         words = str(getattr(cause, "orig", cause)).strip().partition("\n")[0]
-        raise UserError("optuna", words) from error
+        address = os.environ.get("OPTUNA_STORAGE", "")
+        raise UserError("optuna", without_password(words, address)) from error
 
 
 def take(study: Study, but: Collection[int]) -> Trial | None:
