@@ -76,7 +76,8 @@ bench-gpu: setup  ## the same for a GPU: bits, kernels, time
 tables: setup   ## execute published configurations and write docs/results.md; hours
 	"$(VENV)/bin/python" -m benchmarks.tables $(TABLES)
 
-# MLflow's own messages go into a file. The link appears when the server answers.
+# MLflow's own messages go into a file. The link appears when the server answers. The address of the
+# store may contain a password and is no argument: other users can read command lines.
 ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pictures
 	@store=$$("$(VENV)/bin/python" -c "import importlib, pathlib; from pipeline import errors; \
 	    locate = lambda: importlib.import_module('pipeline.tracking.address').locate(pathlib.Path.cwd()); \
@@ -91,7 +92,6 @@ ui: setup       ## MLflow on 127.0.0.1 (PORT=5000): compare runs, curves and pic
 	( until "$(VENV)/bin/python" -c "import http.client as h; c = h.HTTPConnection('127.0.0.1', $(PORT)); \
 	    c.request('GET', '/health'); c.getresponse()" 2> /dev/null; do sleep 0.2; kill -0 $$$$ 2> /dev/null || exit; done; \
 	  echo "Open http://127.0.0.1:$(PORT)/#/$${page}workflowType=machine_learning, end with Ctrl-C" ) & \
-	mkdir -p .dvc/tmp && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-	"$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --backend-store-uri "$$store" > .dvc/tmp/ui.log 2>&1; \
+	mkdir -p .dvc/tmp && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_BACKEND_STORE_URI="$$store" \
+	"$(VENV)/bin/mlflow" ui --host 127.0.0.1 --port $(PORT) --workers 1 > .dvc/tmp/ui.log 2>&1; \
 	kill $$! 2> /dev/null; grep -i error .dvc/tmp/ui.log >&2; exit 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 from conftest import ROOT, set_params, use_folder
 from helpers.mlflow_contents import client_of, runs_of
@@ -125,6 +126,14 @@ def no_errors(page) -> Iterator[None]:
     known = ("mlflow/users/current", "ResizeObserver loop")  # no accounts; a slow layout
     errors = [line for line in log if "SEVERE" in line and not any(name in line for name in known)]
     assert errors == []
+
+
+def test_address_of_the_store_is_in_no_command_line(page, store):
+    """Every user of the machine can read them, and the address may have a password in it."""
+    processes = psutil.process_iter(["cmdline"])
+    commands = [" ".join(process.info["cmdline"] or ()) for process in processes]
+    assert any("mlflow ui" in command for command in commands)
+    assert not any(f"{store.root}/mlflow.db" in command for command in commands)
 
 
 def test_table_of_the_printed_link_shows_parameters_and_test_metrics(page, store):
