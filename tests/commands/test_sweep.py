@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from pipeline.commands import sweep
-from pipeline.commands.sweeps import experiment, space, study, worker
+from pipeline.commands.sweeps import experiment, ray_cluster, space, study, worker
 from pipeline.commands.sweeps.experiment import StageError, UnfitError
 from pipeline.errors import UserError
 from pipeline.params import load_params
@@ -219,6 +219,16 @@ def test_a_message_of_the_store_has_no_password(root, monkeypatch, address):
     with pytest.raises(UserError, match=r"^(OPTUNA_STORAGE|optuna): ") as error:
         command("show", "widths")
     assert "s3cret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_jobs_of_ray_get_the_variables_of_the_store_of_mlflow_and_of_the_gpu(monkeypatch):
+    shared = {
+        "OPTUNA_STORAGE": "postgresql://server/db", "GPU_JOBS": "2", "MLFLOW_TRACKING_URI": "x",
+        "MLFLOW_EXPERIMENT_NAME": "mine", "MLFLOW_TRACKING_PASSWORD": "s3cret",
+    }  # fmt: skip
+    own = {"PATH": "/bin", "DVC_ROOT": "/here", "MLFLOWS": "x"}
+    monkeypatch.setattr(ray_cluster.os, "environ", shared | own)
+    assert ray_cluster.shared_variables() == shared
 
 
 def test_ray_is_refused_without_remotes_and_a_store_that_nodes_share(root):

@@ -17,7 +17,7 @@ from pipeline.commands.sweeps.worker import POLL_SECONDS
 from pipeline.errors import UserError
 from pipeline.runtime.git import git
 
-SHARED = ("OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")  # what workers find each other by
+SHARED = ("OPTUNA_STORAGE", "GPU_JOBS")  # and every variable of MLflow
 
 
 def work(
@@ -32,7 +32,7 @@ def work(
         raise UserError("--ray", f"needs {needed}: the nodes share nothing else")
     ray = _connect(address, gpus)
     url = git("remote", "get-url", clone.remote, at=clone.root).strip()
-    env = {key: value for key, value in os.environ.items() if key in SHARED}
+    env = shared_variables()
     try:
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(_work)
         running = [task.remote(name, url, clone.baseline, env) for _ in range(jobs)]
@@ -46,6 +46,12 @@ def work(
             lines = str(getattr(error, "cause", error)).splitlines() or [repr(error)]
             tqdm.write(f"sweep: a job ended early: {lines[-1]}")
         progress()
+
+
+def shared_variables() -> dict[str, str]:
+    """The environment variables that jobs get: MLflow's have its address, experiment and login."""
+    variables = os.environ.items()
+    return {key: value for key, value in variables if key in SHARED or key.startswith("MLFLOW_")}
 
 
 def _connect(address: str, gpus: float) -> Any:
