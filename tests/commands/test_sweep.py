@@ -5,6 +5,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from threading import Barrier
 
 import optuna
@@ -20,6 +21,7 @@ from pipeline.commands.sweeps.experiment import StageError, UnfitError
 from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.paths import DVC_LOCK
+from pipeline.runtime.git import git_bytes
 
 NEW = {"space": ["z_dim=2,4"], "trials": None, "seeds": 0, "minimize": "val/neg_elbo"}
 MANY = ",".join(map(str, range(1, 102)))
@@ -580,7 +582,23 @@ def test_a_name_is_published_only_to_remotes_of_git_and_dvc_and_with_its_files(r
     (other.root / ".dvc/cache").rename(tmp_path / "cache")
     with error_about("data/dataset.safetensors"):
         clone.publish("x")
-    assert clone.published(["x"]) == []
+    assert not clone.published(["x"])
+
+
+def test_more_experiments_are_fetched_than_a_command_line_may_name(repo, tmp_path):
+    clone = recorded(repo, tmp_path)
+    bare = str(tmp_path / "bare.git")
+    long = "/".join(["x" * 200] * 18)  # so that a few hundred names suffice
+    names = [f"{long}/{number}" for number in range(400)]
+    commit = experiment.git("rev-parse", clone.ref("x"), at=clone.root).strip()
+    created = "".join(f"create {clone.ref(name)} {commit}\n" for name in names).encode()
+    experiment.git("init", "-q", "--bare", bare, at=tmp_path)
+    experiment.git("push", "-q", bare, clone.ref("x"), at=clone.root)
+    git_bytes("update-ref", "--stdin", at=tmp_path / bare, stdin=created)
+    clone = replace(clone, remote=bare)
+    assert clone.fetch_refs([*names, "unpublished"])
+    assert all(map(clone.has, names[::50])) and not clone.has("unpublished")
+    assert clone.fetch_refs(["unpublished"]) is False
 
 
 @pytest.mark.parametrize(
