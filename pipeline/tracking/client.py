@@ -6,7 +6,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,7 +105,8 @@ class Store:
 
 def experiments_of(run: Run) -> list[str]:
     """The DVC experiments of a run: the one that computed it, then those with its results."""
-    return re.findall(r"[^, ]+", run.data.tags.get("dvc.exp_name", ""))
+    # A name may have a comma, but no blank: it is part of a git ref.
+    return list(filter(None, run.data.tags.get("dvc.exp_name", "").split(", ")))
 
 
 @store_errors()

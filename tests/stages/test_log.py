@@ -151,11 +151,12 @@ def test_logging_again_changes_nothing_and_a_lost_artifact_store_is_refilled(log
 
 def test_restored_results_are_linked_to_the_run_that_computed_them(loggable, monkeypatch):
     log.main()
-    for name in ("again", "again", "third"):
+    for name in ("lr=0.1,z=2", "lr=0.1,z=2", "third"):
         in_experiment(monkeypatch, name)
         log.main()
     _, run = contents.only_run(loggable)
-    assert experiments_of(run) == ["again", "third"]
+    assert experiments_of(run) == ["lr=0.1,z=2", "third"]
+    assert reproduce.find_run([run], "lr=0.1,z=2") == run
 
 
 def test_an_interrupted_run_that_another_experiment_completes_is_of_both(loggable, monkeypatch):
