@@ -39,12 +39,7 @@ def run(main: Callable[[], object]) -> None:
 
     Exit status: 2 for an error of the user or the system, 3 if the training diverges or memory runs
     out, 130 for Ctrl-C, 141 if no process reads the output, 143 for SIGTERM.
-
-    A stage is killed together with the DVC process that started it: an orphan would write into the
-    files of the next run.
     """
-    if "DVC_STAGE" in os.environ:
-        die_with_parent()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _prepare_output()
     _forget_other_repository()

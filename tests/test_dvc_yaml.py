@@ -23,7 +23,7 @@ DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 GRAPH = grimp.build_graph("pipeline", cache_dir=None)
 # They decide no result; dvc.yaml has the reason.
-EXEMPT = {"pipeline/errors.py", "pipeline/params.py", "pipeline/paths.py"}
+EXEMPT = {f"pipeline/{name}.py" for name in ("errors", "params", "paths", "stages/__init__")}
 PATHS = {name: value.as_posix() for name, value in vars(paths).items() if isinstance(value, Path)}
 
 
@@ -45,9 +45,10 @@ def code_dependencies(stage: str) -> set[str]:
 
 def imported(stage: str) -> set[str]:
     """Every file that `python -m pipeline.stages.STAGE` imports, directly or not."""
-    module = f"pipeline.stages.{stage}"
-    modules = {module, *GRAPH.find_upstream_modules(module)}
-    files = {Path(*name.split(".")).with_suffix(".py").as_posix() for name in modules}
+    module, package = f"pipeline.stages.{stage}", "pipeline.stages"
+    upstream = GRAPH.find_upstream_modules(module) | GRAPH.find_upstream_modules(package)
+    files = {Path(*name.split(".")).with_suffix(".py").as_posix() for name in {module, *upstream}}
+    files.add("pipeline/stages/__init__.py")
     return {file for file in files if (ROOT / file).exists()}
 
 

@@ -1,6 +1,8 @@
+import ctypes
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ from pipeline.training.fit import columns, fit
 from pipeline.training.optimizer import Optimizer
 
 STAGE = (sys.executable, "-m", "pipeline.stages.train")
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 @pytest.fixture(autouse=True)
@@ -292,6 +295,30 @@ def test_a_stage_dies_with_the_dvc_that_started_it(workplace, delay):
     time.sleep(delay)
     parent.kill()
     parent.communicate(timeout=60)  # until the stage, which writes to the same pipe, has ended
+
+
+@pytest.fixture
+def subreaper():
+    """Orphans become children of this process, as of `systemd --user`, and not of process 1."""
+    set_option = ctypes.CDLL(None).prctl
+    set_option(PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    set_option(PR_SET_CHILD_SUBREAPER, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_a_stage_that_still_imports_pytorch_dies_with_the_dvc_that_started_it(workplace, subreaper):
+    """No process 1 as its parent shows a stage that it is an orphan."""
+    parent = start("sh", "-c", f"{shlex.join(STAGE)} & echo $!; wait", DVC_STAGE="train")
+    stage = int(parent.stdout.readline())
+    maps = Path(f"/proc/{stage}/maps")
+    while "libtorch" not in maps.read_text():
+        time.sleep(0.001)
+    parent.kill()
+    parent.communicate(timeout=60)  # until the stage has ended
+    _, status = os.waitpid(stage, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def start(*command: str, **env: str) -> subprocess.Popen:
