@@ -33,7 +33,7 @@ from pipeline.runtime.files import (
 from pipeline.runtime.git import here
 
 PATIENCE = 2.0  # seconds that the follower has to finish after the training has ended
-PATIENCE_IF_FAILED = 15.0  # no `log` will follow
+PATIENCE_IF_FAILED = 15.0  # no `log` will follow; importing MLflow takes seconds
 
 
 @dataclass
@@ -131,10 +131,13 @@ def follow_training(fingerprint: str, provenance: Mapping[str, Any]) -> Iterator
 
 @contextmanager
 def mark_failure() -> Iterator[None]:
-    """If the block fails, the MLflow run of the model that was trained here is FAILED."""
+    """If the block fails, the MLflow run of the model that was trained here is FAILED.
+
+    If it is interrupted (Ctrl-C, SIGTERM), the run is KILLED.
+    """
     try:
         yield
-    except Exception:
+    except BaseException:
         model = sha256_file(MODEL) if MODEL.exists() else "none"
         record = find_pending(experiment=os.environ.get("DVC_EXP_NAME", ""), model_sha256=model)
         with _followed(record) if record else nullcontext():
@@ -153,7 +156,9 @@ def _followed(record: PendingRun) -> Iterator[None]:
         yield
         end, patience = b"FINISHED", PATIENCE
     except (KeyboardInterrupt, SystemExit):
-        end, patience = b"KILLED", PATIENCE
+        end = b"KILLED"
+        if not record.model_sha256:  # the follower has begun the run, or there is none
+            patience = PATIENCE
         raise
     finally:
         with suppress(OSError, subprocess.TimeoutExpired):  # it has ended already, or is still busy

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -166,6 +167,38 @@ def test_a_stage_that_fails_has_a_failed_run(loggable, monkeypatch, stage):
         Path("history.csv").rename(HISTORY)
         log.main()
         assert client.get_run(run.info.run_id).info.status == "FINISHED" and pending_runs() == []
+
+
+# A stage as a process of its own, with the time that importing MLflow takes on a busy machine.
+PROCESS = """if True:
+    import signal
+    from pipeline.errors import run
+    from pipeline.runtime import pending_run
+    from pipeline.stages import {stage}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    pending_run.PATIENCE_IF_FAILED = 60
+    run({stage}.main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["evaluate", pytest.param("log", marks=pytest.mark.slow)])
+def test_a_stage_that_is_interrupted_has_a_killed_run(loggable, stage, number):
+    """By Ctrl-C or SIGTERM. The same command continues the run."""
+    params = Path("params.yaml")
+    content = params.read_bytes()
+    params.unlink()
+    os.mkfifo(params)
+    process = subprocess.Popen([sys.executable, "-c", PROCESS.format(stage=stage)])
+    with params.open("wb"):  # as soon as the stage reads it, and waits
+        params.unlink()
+        params.write_bytes(content)
+        process.send_signal(number)
+        assert process.wait(timeout=120) == 128 + number
+    client, run = only_run(loggable)
+    assert run.info.status == "KILLED" and len(pending_runs()) == 1
+    log.main()
+    assert client.get_run(run.info.run_id).info.status == "FINISHED" and pending_runs() == []
 
 
 def test_a_failed_run_is_failed_although_its_pictures_cannot_be_sent(loggable, monkeypatch):
