@@ -107,6 +107,18 @@ def find_pending(**values: str) -> PendingRun | None:
     return None
 
 
+def find_ended(model_sha256: str) -> PendingRun | None:
+    """The newest record of this model whose experiment has ended without a complete MLflow run.
+
+    DVC gives an experiment a new name each time, unless the user names it. The training is then
+    restored from the run-cache, and the record has the name of the experiment that failed.
+    """
+    for record in pending_runs():
+        if record.model_sha256 == model_sha256 and record.has_ended():
+            return record
+    return None
+
+
 @contextmanager
 def follow_training(fingerprint: str, provenance: Mapping[str, Any]) -> Iterator[PendingRun]:
     """Have the training inside this block followed; at the end it waits PATIENCE seconds at most.
@@ -139,7 +151,8 @@ def mark_failure() -> Iterator[None]:
         yield
     except BaseException:
         model = sha256_file(MODEL) if MODEL.exists() else "none"
-        record = find_pending(experiment=os.environ.get("DVC_EXP_NAME", ""), model_sha256=model)
+        experiment = os.environ.get("DVC_EXP_NAME", "")
+        record = find_pending(experiment=experiment, model_sha256=model) or find_ended(model)
         with _followed(record) if record else nullcontext():
             raise
 

@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from pipeline.runtime.files import home
 from pipeline.runtime.fingerprint import fingerprint
 from pipeline.runtime.git import Source, artifact
-from pipeline.runtime.pending_run import PendingRun, dvc_process, find_pending
+from pipeline.runtime.pending_run import PendingRun, dvc_process, find_ended, find_pending
 from pipeline.tracking import run_note, upload
 from pipeline.tracking.address import StoreError, store_errors
 from pipeline.tracking.client import Store, experiments_of
@@ -22,17 +22,20 @@ WAIT = 10.0  # seconds for the follower of a training that has just ended
 def log_run(store: Store, results: Results, source: Source, made: int | None = None) -> str:
     """Complete or create the run of `results`; return what was done, in words.
 
-    An execution that was computed here has a pending-run record, and a run of its own. Without a
-    record the results come from a cache or a commit, and belong to the run that has them.
+    An execution that was computed here has a pending-run record, and a run of its own: also one
+    that failed, and was repeated under another name. Without a record the results come from a cache
+    or a commit, and belong to the run that has them.
     made: when the results were made, if not now (ms).
     """
     record = find_pending(experiment=source.experiment, model_sha256=results.model_sha256)
+    if not record and not _is_complete(store.find("results.sha256", results.results_sha256)):
+        record = find_ended(results.model_sha256)
     # Otherwise the record is of an earlier training with the same model.
     if record and record.source and record.process == dvc_process():
         source = Source(**record.source)
     with _locked(results, record):
         run = _find(store, results, record)
-        if run and run.info.status == "FINISHED" and "results.sha256" in run.data.tags:
+        if run and _is_complete(run):
             whole = upload.is_whole(store, run)  # otherwise it has lost its artifacts
             left_out = [] if whole else upload.fill(store, run, results, artifact(source))
             message = _link(store, run, source.experiment)
@@ -42,6 +45,9 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
                 tags["dvc.exp_name"] = _names(run, source.experiment)
             name = run_note.name_of(source, results.params)
             run = run or store.client.create_run(store.experiment_id, made, tags, name)
+            if record and record.experiment != source.experiment:
+                store.client.update_run(run.info.run_id, name=name)
+                run = store.client.get_run(run.info.run_id)
             store.tag(run, tags, results.params.model_dump())
             left_out = upload.fill(store, run, results, artifact(source))
             store.close(run.info.run_id, "FINISHED", made)  # set last: FINISHED means complete
@@ -63,6 +69,10 @@ def _locked(results: Results, record: PendingRun | None) -> Iterator[None]:
             yield
     except Timeout as error:
         raise StoreError("a training writes to the run; try again when it has ended") from error
+
+
+def _is_complete(run: Run | None) -> bool:
+    return run is not None and run.info.status == "FINISHED" and "results.sha256" in run.data.tags
 
 
 def _find(store: Store, results: Results, record: PendingRun | None) -> Run | None:

@@ -26,6 +26,7 @@ from pipeline.runtime.files import checkpoint_path, is_locked, sha256_file
 from pipeline.runtime.fingerprint import fingerprint, provenance
 from pipeline.runtime.pending_run import PATIENCE, follow_training, pending_runs
 from pipeline.stages import evaluate, log, train_classifier
+from pipeline.tracking.client import experiments_of
 
 PATIENCE_IF_FAILED = "pipeline.runtime.pending_run.PATIENCE_IF_FAILED"
 
@@ -199,6 +200,49 @@ def test_a_stage_that_is_interrupted_has_a_killed_run(loggable, stage, number):
     assert run.info.status == "KILLED" and len(pending_runs()) == 1
     log.main()
     assert client.get_run(run.info.run_id).info.status == "FINISHED" and pending_runs() == []
+
+
+def ended_process() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+def test_a_failed_run_is_continued_under_another_name(loggable, monkeypatch):
+    """DVC invents one for each `dvc exp run` and restores the training from its run-cache."""
+    monkeypatch.setattr(PATIENCE_IF_FAILED, 60)
+    (record,) = pending_runs()
+    record.experiment = "first"
+    classifier = CLASSIFIER.read_bytes()
+    CLASSIFIER.unlink()
+    for name in ("first", "second"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        record.save()
+        with error_about(CLASSIFIER):
+            evaluate.main()
+        client, failed = only_run(loggable)
+        assert failed.info.status == "FAILED"
+        record.process = ended_process()
+        client.update_run(failed.info.run_id, status="RUNNING")
+    CLASSIFIER.write_bytes(classifier)
+    monkeypatch.setenv("DVC_EXP_NAME", "third")
+    evaluate.main()
+    log.main()
+    _, run = only_run(loggable)
+    assert run.info.run_id == failed.info.run_id and run.info.status == "FINISHED"
+    assert run.info.run_name == "third" and experiments_of(run) == ["third"]
+    assert pending_runs() == []
+
+
+def test_complete_results_are_not_those_of_a_failed_run(loggable, monkeypatch):
+    """Another training of the same model, which failed later."""
+    (record,) = pending_runs()
+    log.main()
+    record.experiment, record.process = "failed", ended_process()
+    record.save()
+    monkeypatch.setenv("DVC_EXP_NAME", "again")
+    log.main()
+    assert experiments_of(only_run(loggable)[1]) == ["again"] and len(pending_runs()) == 1
 
 
 def test_a_failed_run_is_failed_although_its_pictures_cannot_be_sent(loggable, monkeypatch):
