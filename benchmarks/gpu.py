@@ -39,6 +39,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 SHARED = os.environ | {"GPU_JOBS": "8"}  # this process has a place on the GPU, too
 LIMIT = 200  # seconds
 ALONE = "import sys; from benchmarks.gpu import train_alone; train_alone(int(sys.argv[1]))"
+KERNELS = "from benchmarks.gpu import print_kernels; print_kernels()"
 
 
 class Training:
@@ -136,10 +137,13 @@ def share(device: torch.device, num_epochs: int) -> dict[str, Any]:
         options = {"cwd": ROOT, "env": SHARED, "stdout": subprocess.PIPE, "text": True}
         processes = [subprocess.Popen(command, **options) for _ in range(count)]
         try:
-            return [process.communicate(timeout=LIMIT)[0] for process in processes]
+            printed = [process.communicate(timeout=LIMIT)[0] for process in processes]
         finally:
             for process in processes:
                 process.kill()
+        if any(process.returncode for process in processes):
+            raise RuntimeError("a training failed, maybe for lack of memory: see above")
+        return printed
 
     begin = time.perf_counter()
     one_by_one = run(1) + run(1)
@@ -151,8 +155,19 @@ def share(device: torch.device, num_epochs: int) -> dict[str, Any]:
 
 
 def count_kernels(device: torch.device, num_epochs: int) -> dict[str, Any]:
-    """Kernels and copies of an epoch per step, with those of validation: how many, how long."""
-    record = {}
+    """Kernels and copies of an epoch per step, with those of validation: how many, how long.
+
+    In a process of its own: the profiler may end it.
+    """
+    command = [sys.executable, "-c", KERNELS]
+    options = {"cwd": ROOT, "env": SHARED, "stdout": subprocess.PIPE, "text": True}
+    done = subprocess.run(command, timeout=LIMIT, check=True, **options)
+    return json.loads(done.stdout)
+
+
+def print_kernels() -> None:
+    """See `count_kernels`."""
+    device, record = prepare_device("auto"), {}
     for precision in PRECISIONS if device.type == "cuda" else ():
         training = Training(device, precision)
         records = training.advance(2)
@@ -162,6 +177,8 @@ def count_kernels(device: torch.device, num_epochs: int) -> dict[str, Any]:
             torch.cuda.synchronize()
         steps = -(-len(training.splits[0].images) // PARAMS.batch_size)
         events = [event for event in found.events() if event.device_type == DeviceType.CUDA]
+        if not events:
+            raise RuntimeError("the profiler saw no kernel")
         micros: Counter[str] = Counter()
         for event in events:
             micros[event.name[:100]] += event.device_time / steps
@@ -169,7 +186,7 @@ def count_kernels(device: torch.device, num_epochs: int) -> dict[str, Any]:
             "per_step": len(events) / steps,
             "microseconds_per_step": dict(micros.most_common(25)),
         }
-    return record
+    print(json.dumps(record))
 
 
 PARTS: tuple[Callable[[torch.device, int], dict[str, Any]], ...] = (

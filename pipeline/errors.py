@@ -15,6 +15,8 @@ UNFIT = 3  # exit status if the parameters cannot be trained with, whatever the 
 # In what Python, NumPy, PyTorch and CUDA raise: names of exceptions, or messages of RuntimeError.
 NO_MEMORY = r"MemoryError|out of memory|(allocate|enough) memory|ALLOC_FAILED|bad_alloc"
 
+GPU_FAILURE = r"AcceleratorError|(CUDA|cuDNN|HIP) error"
+
 
 class UserError(Exception):
     """Something the user can fix.
@@ -37,8 +39,9 @@ class NoResultsError(UserError):
 def run(main: Callable[[], object]) -> None:
     """Run `main` as a process, on a terminal of any encoding or without one.
 
-    Exit status: 2 for an error of the user or the system, 3 if the training diverges or memory runs
-    out, 130 for Ctrl-C, 141 if no process reads the output, 143 for SIGTERM.
+    Exit status: 2 for an error of the user or the system, a GPU included, 3 if the training
+    diverges or memory runs out, 130 for Ctrl-C, 141 if no process reads the output, 143 for
+    SIGTERM.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _prepare_output()
@@ -55,6 +58,10 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if is_gpu_failure(error) and not is_out_of_memory(error):
+            reason = str(error).partition("\n")[0]
+            print(f"the GPU failed ({reason}): the same command resumes", file=sys.stderr)
+            sys.exit(UserError.status)
         if not is_out_of_memory(error):
             raise
         keys = "batch_size, num_samples, h_dim, h_layers, eval_samples"
@@ -84,6 +91,11 @@ def without_password(text: str, address: str) -> str:
     if not words:
         return text
     return re.sub(rf"(?i)\b({'|'.join(words)})\b", "<password>", text)
+
+
+def is_gpu_failure(error: Exception) -> bool:
+    """Whether the GPU, its driver or its libraries failed, and not an assertion of a kernel."""
+    return bool(re.search(GPU_FAILURE, repr(error))) and "device-side assert" not in str(error)
 
 
 @contextmanager

@@ -85,6 +85,24 @@ def test_any_text_can_be_printed_to_any_terminal(redirection, variable):
     assert err in done.stderr.decode() and len(done.stderr.splitlines()) == bool(err)
 
 
+GPU_ERRORS = {
+    "CUDA error: unspecified launch failure\\nCUDA kernel errors might be": (2, 1),
+    "CUDA error: device-side assert triggered": (1, 5),  # an index out of range: a bug
+}
+
+
+@pytest.mark.parametrize("message", GPU_ERRORS)
+def test_a_gpu_that_fails_is_one_line_and_a_bug_on_it_a_traceback(message):
+    script = f"def main(): raise RuntimeError('{message}')\n"
+    script += "from pipeline.errors import run; run(main)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    status, lines = GPU_ERRORS[message]
+    assert done.returncode == status and len(done.stderr.splitlines()) >= lines
+    assert (status == 1) is ("Traceback" in done.stderr)
+    assert ("the same command resumes" in done.stderr) is (status == 2)
+
+
 def test_a_failed_write_is_an_error_about_the_file(tmp_path):
     path = tmp_path / "missing" / "file"
     with error_about(path), writing(path):

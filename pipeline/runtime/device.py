@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_out_of_memory
 from pipeline.runtime.cores import reserve_gpu
 
 DRIVER = Path("/dev/nvidiactl")  # exists where the system has an NVIDIA GPU
@@ -27,7 +28,9 @@ def prepare_device(name: str) -> torch.device:
     operations from here on. Raises UserError if the machine has no such device, or one that this
     PyTorch cannot use.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a driver that is too old: the error below has it
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not gpus and name.startswith(("auto", "cuda")):
         _check_driver()
     counts = {"cuda": gpus, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
@@ -102,13 +105,13 @@ def _check_driver() -> None:
     try:
         torch.cuda.init()
     except RuntimeError as error:
-        if "driver" in str(error):  # and not that the GPUs are hidden
+        if "No CUDA GPUs" not in str(error):  # else they are hidden
             raise _unusable("the GPU", error) from error
 
 
 def _unusable(gpu: str, error: Exception) -> UserError:
-    reason = str(error).partition("\n")[0].strip()
-    return UserError(KEY, f"PyTorch cannot use {gpu}: {reason} Without it: `device: cpu`")
+    reason = str(error).partition("\n")[0].strip().rstrip(".")
+    return UserError(KEY, f"PyTorch cannot use {gpu}: {reason}. Without it: `device: cpu`")
 
 
 def _prepare_gpu(index: int | None, count: int) -> torch.device:
@@ -120,7 +123,10 @@ def _prepare_gpu(index: int | None, count: int) -> torch.device:
     # a second.
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    gpus = [torch.cuda.get_device_properties(i) for i in range(count)]
+    try:
+        gpus = [torch.cuda.get_device_properties(i) for i in range(count)]
+    except RuntimeError as error:
+        raise _unusable("the GPU", error) from error
     # Another GPU of the same model gives the same bits.
     alike = [i for i, gpu in enumerate(gpus) if gpu.name == gpus[0].name]
     allowed = alike if index is None else [index]
@@ -133,6 +139,8 @@ def _prepare_gpu(index: int | None, count: int) -> torch.device:
         torch.cuda.set_per_process_memory_fraction(0.9 / jobs)
         torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:  # no code for a GPU of this age, say
+        if is_out_of_memory(error):
+            raise
         raise _unusable(gpus[reserved].name, error) from error
     return device
 

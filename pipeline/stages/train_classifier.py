@@ -5,6 +5,7 @@ the score of real training images against the test images.
 """
 
 import math
+import os
 
 from pipeline.data.datasets import load_split
 from pipeline.errors import run
@@ -22,6 +23,8 @@ def main() -> None:
 
     Without labels the file has no weights, and the report only its sha256.
     """
+    # It computes on the CPU, but PyTorch's Adam asks a GPU, and fails with it.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     train, test = load_split(DATASET, "train"), load_split(DATASET, "test")
     if not train.has_labels:
         write_tensors(CLASSIFIER, {}, {"classifier": None})

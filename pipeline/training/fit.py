@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.datasets import Split, above, thresholds, to_unit
+from pipeline.errors import is_gpu_failure, is_out_of_memory
 from pipeline.model.network import Batch, to_batch
 from pipeline.model.objective import NEG_ELBO, ElboTerms, Objective, elbo_terms
 from pipeline.model.vae import VAE
@@ -73,7 +74,7 @@ def fit(
     val_eps = standard_normal(val_shape, PROTOCOL_SEED, "validate").to(device)
     with float32_products(optimizer.precision):
         gradient = _choose_gradient(optimizer, objective, train, batch_size, report)
-    steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer)
+    steps = _as_graphs(_training_steps(optimizer, gradient, batch_size), optimizer, batch_size)
     shuffled = torch.empty_like(train.images)
     most = PIXELS // (batch_size * train.images.shape[1])
     part_size = batch_size * max(1, min(STEPS[device.type], most))
@@ -125,6 +126,8 @@ def _choose_gradient(
 
         return checked_gradient(optimizer, batch, eps, objective)
     except Exception as error:
+        if is_out_of_memory(error) or is_gpu_failure(error):
+            raise
         report(f"training with autograd, which is slower: {error}")
         return AutogradGradient(optimizer.working, objective)
 
@@ -141,12 +144,12 @@ def _training_steps(optimizer: Optimizer, gradient: Gradient, batch_size: int) -
     return steps
 
 
-def _as_graphs(steps: Steps, optimizer: Optimizer) -> Steps:
+def _as_graphs(steps: Steps, optimizer: Optimizer, batch_size: int) -> Steps:
     if optimizer.model.device.type == "cuda":
         with suppress(ImportError):
             from pipeline.training.accelerated.cuda_graph import Graphs  # noqa: PLC0415
 
-            return Graphs(steps, optimizer)
+            return Graphs(steps, optimizer, batch_size)
     return steps
 
 
@@ -189,7 +192,8 @@ def _check_posterior(model: VAE, split: Split) -> None:
 def _validate(model: VAE, val: Split, eps: Tensor, epoch: int) -> ElboTerms:
     if len(eps) == 0:
         return ElboTerms(*(torch.tensor([math.nan]) for _ in ElboTerms._fields))
-    chunks = torch.arange(len(eps)).split(VALIDATION_BATCH)
+    starts = range(0, len(eps), VALIDATION_BATCH)
+    chunks = [slice(start, start + VALIDATION_BATCH) for start in starts]
     batches = [(to_batch(val[chosen], model.device), eps[chosen]) for chosen in chunks]
     terms = ElboTerms(*_concatenate([elbo_terms(model, *batch) for batch in batches]))
     check_finite(terms.loss, f"the loss in epoch {epoch}, validation,")

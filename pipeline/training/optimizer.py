@@ -6,10 +6,11 @@ Weight decay is decoupled from the gradient: AdamW (Loshchilov & Hutter 2019).
 import copy
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.model.vae import VAE
@@ -26,6 +27,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     # which pythae reproduces -log p(x) of binarized MNIST.
     "step": lambda done: math.pow(10, -bisect_right((0.4, 0.7), done) / 5),
 }
+
+Pieces = Sequence[Tensor]  # of one tensor, in its order
 
 
 class Optimizer:
@@ -63,6 +66,7 @@ class Optimizer:
         self._squares = {f"exp_avg_sq.{name}": torch.zeros_like(weights[name]) for name in weights}
         self._step = torch.zeros((), device=model.device)
         self._piece = piece_size(list(weights.values())) if model.device.type == "cuda" else None
+        self._rows = self._split_state()
 
     def begin_epoch(self, epoch: int) -> float:
         """Use the learning rate of this epoch, the first being 1, and return it."""
@@ -91,13 +95,25 @@ class Optimizer:
         for buffer, working_buffer in buffers:  # statistics of normalization layers
             buffer.copy_(working_buffer)
 
+    @torch.no_grad()
+    def _split_state(self) -> list[tuple[nn.Parameter, list[Pieces]]]:
+        """Each weight with the pieces of itself and its moments.
+
+        Once: on a GPU, splitting takes longer than the rest of a step.
+        """
+        columns = self.model.parameters(), self._averages.values(), self._squares.values()
+        return [(row[0], list(map(self._pieces, row))) for row in zip(*columns, strict=True)]
+
     def _update(self) -> None:
         # The function below torch.optim.AdamW: creating an object of that class imports PyTorch's
         # compiler, which takes more than a second.
-        moments = self._averages.values(), self._squares.values()
-        states = zip(self.model.parameters(), *moments, strict=True)
-        rows = [(each, each.grad, *others) for each, *others in states if each.grad is not None]
-        parameters, gradients, averages, squares = map(self._pieces, zip(*rows, strict=True))
+        rows = [
+            (self._pieces(weight.grad), *state)
+            for weight, state in self._rows
+            if weight.grad is not None
+        ]
+        columns = zip(*rows, strict=True)
+        gradients, parameters, averages, squares = (list(chain(*column)) for column in columns)
         self._step.add_(1)
         torch._fused_adamw_(
             parameters, gradients, averages, squares, [], [self._step] * len(parameters),
@@ -105,10 +121,8 @@ class Optimizer:
             amsgrad=False, maximize=False,
         )  # fmt: skip
 
-    def _pieces(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        if self._piece is None:
-            return list(tensors)
-        return [piece for each in tensors for piece in each.view(-1).split(self._piece)]
+    def _pieces(self, tensor: Tensor) -> Pieces:
+        return [tensor] if self._piece is None else tensor.view(-1).split(self._piece)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that the next epoch depends on, by name: weights, moments and step count."""

@@ -111,7 +111,7 @@ def test_replayed_steps_give_the_bits_of_executed_ones(
     """The written-out gradient and autograd; the last of four batches is smaller."""
     records, vector = train(data, precision, **architecture)
     assert len(graphs) == 1
-    monkeypatch.setattr(fit_module, "_as_graphs", lambda steps, optimizer: steps)
+    monkeypatch.setattr(fit_module, "_as_graphs", lambda steps, *_: steps)
     expected_records, expected = train(data, precision, **architecture)
     assert records == expected_records and torch.equal(vector, expected)
 

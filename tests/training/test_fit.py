@@ -200,6 +200,16 @@ def test_dropout_is_drawn_from_the_address_of_an_epoch(data, residual):
     assert torch.equal(masks[0], masks[2]) and torch.equal(masks[1], masks[3])
 
 
+@pytest.mark.parametrize("message", ["CUDA out of memory", "CUDA error: unknown error"])
+def test_a_gpu_that_fails_is_no_reason_for_another_gradient(data, monkeypatch, message):
+    def fail(*arguments):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("pipeline.training.accelerated.checked_gradient", fail)
+    with pytest.raises(RuntimeError, match=message):
+        train(data)
+
+
 def test_bfloat16_trains_what_float32_trains(data):
     model, rough = train(data, precision="bfloat16", epochs=8)
     _, exact = train(data, epochs=8)

@@ -136,6 +136,7 @@ def test_one_launch_of_adam_takes_all_pieces(monkeypatch):
         assert most / 2 < len(pieces) <= most
     whole, parts = (Optimizer(small_vae(), 1e-2) for _ in range(2))
     parts._piece = piece_size(list(parts.model.parameters()))
+    parts._rows = parts._split_state()
     for optimizer in (whole, parts):
         for parameter in optimizer.model.parameters():
             parameter.grad = torch.linspace(-1, 1, parameter.numel()).view(parameter.shape)
