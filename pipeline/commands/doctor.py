@@ -9,22 +9,27 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from pipeline.params import read_yaml
-from pipeline.paths import DVC_LOCK, EVALUATION
+from pipeline.errors import NoResultsError, UserError
+from pipeline.params import parse_yaml, read_yaml
+from pipeline.paths import DVC_LOCK, EVALUATION, LOGGED
 from pipeline.runtime.cores import running_experiments
 from pipeline.runtime.files import home
-from pipeline.runtime.git import Experiment, blobs, experiments
+from pipeline.runtime.git import Experiment, blobs, experiments, head
 from pipeline.runtime.pending_run import PendingRun, pending_runs
 from pipeline.tracking.address import REBUILD, TYPED, StoreError
 from pipeline.tracking.client import Store, existing_store, experiments_of
+from pipeline.tracking.executed import executed_results
+from pipeline.tracking.results import CACHED
 from pipeline.tracking.upload import is_whole
 
 DOCTOR = "python -m pipeline doctor"
@@ -43,14 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--fix", action="store_true", help="end runs that no process works on")
-    one.add_argument("--verify", action="store_true", help="hash all files again that DVC recorded")
+    one.add_argument("--verify", action="store_true", help="also hash all files that DVC recorded")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print every problem. Exits with 1 if one remains."""
-    check = check_files if arguments.verify else check_store
-    remaining = 0
-    for problem in check(home()):
+    root, remaining = home(), 0
+    files = check_files(root) if arguments.verify else ()
+    for problem in chain(check_store(root), files):
         if arguments.fix and problem.fix:
             problem.fix()
             print(f"doctor: fixed: {problem.message}", flush=True)
@@ -70,6 +75,9 @@ def check_store(root: Path) -> Iterator[Problem]:
         for entry in experiments(root):
             if not any(has_results(run, entry, root) for run in runs):
                 yield Problem(f"experiment {entry.name} has no MLflow run", LOG_ALL)
+        # A clone in which nothing was executed needs no store.
+        if store or pending_runs() or (root / LOGGED).exists():
+            yield from check_here(root, runs)
         if store:
             yield from check_runs(store, runs)
     except StoreError as error:
@@ -80,14 +88,63 @@ def check_store(root: Path) -> Iterator[Problem]:
         yield Problem(f"MLflow: {error.message}", when_idle(error.command or advice))
 
 
+def check_here(root: Path, runs: list[Any]) -> Iterator[Problem]:
+    """Report HEAD, the workspace and ended trainings whose results no run has.
+
+    HEAD and the workspace only if their results are executed, and on this machine.
+    """
+    finished = [run.data.tags for run in runs if run.info.status == "FINISHED"]
+    complete = {tags.get("results.sha256") for tags in finished}
+    models = {tags.get("model.sha256") for tags in finished}
+    for name, commit in (("HEAD", head(root)), ("workspace", None)):
+        try:
+            if name == "HEAD" and not is_cached(commit, root):
+                continue
+            with executed_results(root, commit) as results:
+                found, model = results.results_sha256, results.model_sha256
+        except NoResultsError:
+            continue
+        except (UserError, DvcException) as error:
+            yield Problem(f"{name}: {error}", f"repair it, then {LOG_ALL}")
+            continue
+        if found not in complete:
+            yield Problem(f"{name} has no MLflow run", when_idle(LOG_ALL))
+        complete.add(found)
+        models.add(model)
+    names = {entry.name for entry in experiments(root)}  # reported above
+    executions = {run.data.tags.get("execution") for run in runs}  # FAILED, for example
+    for record in pending_runs():
+        is_known = record.experiment in names or record.execution in executions
+        if is_known or record.model_sha256 in {"", *models} or not record.has_ended():
+            continue
+        file = shlex.quote(os.path.relpath(record.path, root))
+        message = f"the training of {record.experiment or 'dvc repro'} has no MLflow run"
+        yield Problem(message, f"run it again, or to give it up: rm -f {file}")
+
+
+def is_cached(commit: Experiment | None, root: Path) -> bool:
+    """Whether the results of a commit are in DVC's cache: nothing is downloaded."""
+    (lock,) = blobs([f"{commit.commit}:./{DVC_LOCK}"], root) if commit else (b"",)
+    if not lock:
+        return False
+    files = outputs(parse_yaml(lock.decode(), DVC_LOCK.name))
+    cache = Path(Repo(str(root)).cache.local.path)
+    sums = [files.get(path, "missing") for path in CACHED]
+    return all((cache / md5[:2] / md5[2:]).exists() for md5 in sums)
+
+
 def has_results(run: Any, entry: Experiment, root: Path) -> bool:
-    """Whether the run names the experiment, and has its metrics: a name may be used again."""
-    if entry.name not in experiments_of(run):
+    """Whether the run is complete, names the experiment, and has its metrics.
+
+    A name may be used again.
+    """
+    if run.info.status != "FINISHED" or entry.name not in experiments_of(run):
         return False
     with suppress(ValueError, LookupError, TypeError):  # log-all reports what is wrong with it
         (content,) = blobs([f"{entry.commit}:./{EVALUATION.as_posix()}"], root)
         metrics = json.loads(content)["test"]
-        return all(run.data.metrics.get(f"test/{key}") in (metrics[key], None) for key in metrics)
+        keys = [key for key in metrics if not key.endswith("_se")]  # they are not uploaded
+        return all(run.data.metrics.get(f"test/{key}") == metrics[key] for key in keys)
     return True
 
 
@@ -129,7 +186,8 @@ def check_files(root: Path) -> Iterator[Problem]:
     repo = Repo(str(root))
     cache = Path(repo.cache.local.path)  # the md5 of each file is its name
     expected = {file: file.parent.name + file.stem for file in sorted(cache.glob("??/[0-9a-f]*"))}
-    for file, md5 in (expected | outputs(root)).items():
+    lock = outputs(read_yaml(root / DVC_LOCK)) if (root / DVC_LOCK).exists() else {}
+    for file, md5 in (expected | {root / path: md5 for path, md5 in lock.items()}).items():
         content = file.read_bytes() if file.is_file() else None
         if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
             continue
@@ -143,8 +201,7 @@ def check_files(root: Path) -> Iterator[Problem]:
             yield Problem(f"{name} is not as in dvc.lock; to record it", when_idle("dvc commit -f"))
 
 
-def outputs(root: Path) -> dict[Path, str]:
-    """The outputs that dvc.lock names and their md5, without folders (they are in git)."""
-    stages = read_yaml(root / DVC_LOCK)["stages"].values() if (root / DVC_LOCK).exists() else []
-    outs = [out for stage in stages for out in stage.get("outs", [])]
-    return {root / out["path"]: out["md5"] for out in outs if not out["md5"].endswith(".dir")}
+def outputs(lock: Mapping[str, Any]) -> dict[Path, str]:
+    """The outputs that a dvc.lock names and their md5, without folders (they are in git)."""
+    outs = [out for stage in lock.get("stages", {}).values() for out in stage.get("outs", [])]
+    return {Path(out["path"]): out["md5"] for out in outs if not out["md5"].endswith(".dir")}

@@ -66,13 +66,81 @@ def test_a_healthy_repository_and_a_fresh_clone_have_no_problems(repo, doctor, t
     assert not (clone.root / "mlflow.db").exists()
 
 
-def test_an_experiment_without_a_run_is_logged(repo, doctor):
+@pytest.fixture
+def lost(repo) -> Iterator[None]:
+    """An experiment with the results of HEAD and without a run."""
     commit = repo.run("git", "rev-parse", "HEAD").strip()
-    repo.run("git", "update-ref", f"refs/exps/{commit[:2]}/{commit[2:]}/lost", commit)
+    ref = f"refs/exps/{commit[:2]}/{commit[2:]}/lost"
+    repo.run("git", "update-ref", ref, commit)
+    yield
+    repo.run("git", "update-ref", "-d", ref)
+
+
+def test_an_experiment_without_a_run_is_logged(repo, lost, doctor):
     (line,) = doctor()
     assert line.startswith("doctor: experiment lost has no MLflow run: ")
+    assert doctor("--verify") == [line]
     follow(repo, line)
     assert doctor() == []
+    repo.store().delete_tag(repo.runs()[REPRO].info.run_id, "dvc.exp_name")
+
+
+@pytest.fixture
+def incomplete(repo) -> Iterator[Callable[..., None]]:
+    """Changes the run of HEAD until the test ends, as if `log` had been killed, or had not run."""
+    client, run = repo.store(), repo.runs()[REPRO]
+    results = run.data.tags["results.sha256"]
+
+    def change(status: str = "FINISHED", digest: str = results) -> Run:
+        client.set_terminated(run.info.run_id, status)
+        client.set_tag(run.info.run_id, "results.sha256", digest)
+        return run
+
+    yield change
+    change()
+
+
+def test_the_results_of_head_and_the_workspace_need_a_complete_run(repo, doctor, incomplete):
+    for change in ({"status": "KILLED"}, {"digest": "0" * 64}):
+        incomplete(**change)
+        (line,) = doctor()
+        assert line == "doctor: HEAD has no MLflow run: python -m pipeline log-all"
+    params = repo.root / "params.yaml"
+    text = params.read_text()
+    repo.set(eval_samples=30)  # the workspace is not executed
+    assert doctor() == [line]
+    params.write_text("<<<<<<< HEAD\n")
+    (_, workspace) = doctor()
+    params.write_text(text)
+    assert workspace.startswith("doctor: workspace: ")
+    incomplete()
+    assert doctor() == []
+
+
+def test_results_without_any_store_are_reported_where_they_were_executed(repo, doctor, tmp_path):
+    """A clone with DVC's cache in which nothing was executed has no problem."""
+    clone = Repo(tmp_path / "clone", repo.mirror)
+    repo.run("git", "clone", "-q", ".", str(clone.root))
+    shutil.copytree(repo.root / ".dvc/cache", clone.root / ".dvc/cache")
+    clone.run("dvc", "checkout", "-q")
+    assert clone.pipeline("doctor") == HEALTHY
+    (repo.root / "mlflow.db").rename(tmp_path / "mlflow.db")
+    lines = doctor()
+    (tmp_path / "mlflow.db").rename(repo.root / "mlflow.db")
+    assert lines == ["doctor: HEAD has no MLflow run: python -m pipeline log-all"]
+
+
+@pytest.mark.parametrize(("status", "missing"), [("KILLED", ""), ("FINISHED", "test/nll")])
+def test_an_incomplete_run_is_not_that_of_an_experiment(repo, lost, doctor, status, missing):
+    client, run = repo.store(), repo.runs()[REPRO]
+    tags = {"dvc.exp_name": "lost"}
+    run_id = client.create_run(run.info.experiment_id, tags=tags).info.run_id
+    for name in run.data.metrics.keys() - {missing}:
+        client.log_metric(run_id, name, run.data.metrics[name])
+    client.set_terminated(run_id, status)
+    lines = doctor()
+    client.delete_run(run_id)
+    assert "doctor: experiment lost has no MLflow run: python -m pipeline log-all" in lines
 
 
 @pytest.fixture
@@ -121,6 +189,21 @@ def test_a_run_whose_experiment_was_killed_is_ended(left, ended, doctor):
     assert left(ended).info.status == "KILLED" and doctor() == []
 
 
+def test_a_training_that_was_never_logged_is_reported_unless_it_goes_on(repo, ended, doctor):
+    """Neither that of a model which a run has, nor one whose run has ended, needs another run."""
+    record = PendingRun("tidy", "f" * 64, {}, "1" * 32, model_sha256="m", host=pending_run._host())
+    known = repo.runs()[REPRO].data.tags["model.sha256"]
+    for process, model in ((os.getpid(), "m"), (ended, ""), (ended, known)):
+        record.process, record.model_sha256 = process, model
+        record.save()
+        assert doctor() == []
+    record.finish("m")
+    (line,) = doctor()
+    assert line.startswith("doctor: the training of tidy has no MLflow run: run it again, or ")
+    follow(repo, line)
+    assert doctor() == []
+
+
 def test_a_run_without_a_record_is_found_in_the_store_of_this_clone_only(left, doctor, monkeypatch):
     run = left(os.getpid())
     pending_run.pending_runs()[0].remove()
@@ -144,8 +227,9 @@ def test_a_result_that_was_never_recorded_is_not_corrupt(repo, doctor):
         assert "reports/metrics.json is not as in dvc.lock" in line
         assert line.endswith(": dvc commit -f") and "corrupt" not in line
     follow(repo, line)
-    assert doctor("--verify") == []
+    lines = doctor("--verify")
     repo.run("git", "checkout", "-q", ".")
+    assert lines == ["doctor: workspace has no MLflow run: python -m pipeline log-all"]
 
 
 def test_no_command_takes_a_file_away_from_an_experiment(repo, left, ended, doctor):
@@ -154,7 +238,7 @@ def test_no_command_takes_a_file_away_from_an_experiment(repo, left, ended, doct
     for path, options in ((database, ()), (model, ("--verify",))):
         content = path.read_bytes()
         path.write_bytes(b"something else" * 100)
-        (line,) = doctor(*options)
+        *_, line = doctor(*options)
         path.write_bytes(content)
         assert re.search("when no experiment is running: (mv mlflow|dvc commit)", line)
     left(ended)
