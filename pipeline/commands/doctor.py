@@ -24,7 +24,7 @@ from pipeline.params import parse_yaml, read_yaml
 from pipeline.paths import DVC_LOCK, EVALUATION, LOGGED
 from pipeline.runtime.cores import running_experiments
 from pipeline.runtime.files import home
-from pipeline.runtime.git import Experiment, blobs, experiments, head
+from pipeline.runtime.git import Experiment, blobs, experiments, git, head
 from pipeline.runtime.pending_run import PendingRun, pending_runs
 from pipeline.tracking.address import REBUILD, TYPED, StoreError
 from pipeline.tracking.client import Store, existing_store, experiments_of
@@ -194,11 +194,29 @@ def check_files(root: Path) -> Iterator[Problem]:
         name = shlex.quote(os.path.relpath(file, root))
         _, trusted = repo.state.get(str(file), repo.fs)  # None if the file is newer
         if file.is_relative_to(cache):
-            yield Problem(f"{name} is corrupt", when_idle(f"rm -f {name} && dvc repro"))
+            restore = f"rm -f {name} && dvc repro"
+            if md5 not in lock.values():
+                restore = in_commit(md5, restore, repo)
+            yield Problem(f"{name} is corrupt", when_idle(restore))
         elif trusted and trusted.value == md5:  # git ignores *.orig
             yield Problem(f"{name} is corrupt", when_idle(f"mv {name} {name}.orig && dvc repro"))
         else:
             yield Problem(f"{name} is not as in dvc.lock; to record it", when_idle("dvc commit -f"))
+
+
+def in_commit(md5: str, restore: str, repo: Repo) -> str:
+    """The command that restores a file where an experiment or another commit uses it.
+
+    In the workspace `dvc repro` restores nothing that dvc.lock does not name, and `dvc fetch
+    --all-commits` nothing of experiments. If no commit uses the file, it is not restored.
+    """
+    added = ("log", "--all", "--reverse", "--format=%h", f"-S{md5}", "--", DVC_LOCK.name)
+    commits = git(*added, at=Path(repo.root_dir)).split()
+    if not commits:
+        return restore
+    pull = " --pull" if repo.config["core"].get("remote") else ""
+    there = f"git checkout {commits[0]} && {restore}{pull} && git checkout - && dvc checkout"
+    return f"with all changes committed: {there}"
 
 
 def outputs(lock: Mapping[str, Any]) -> dict[Path, str]:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import use_folder
 from filelock import FileLock
-from helpers.repo import Repo
+from helpers.repo import Repo, started
 from mlflow.entities import Run
 
 from pipeline.commands import doctor as command
+from pipeline.params import parse_yaml
 from pipeline.runtime import pending_run
 from pipeline.runtime.pending_run import PendingRun
 
@@ -269,6 +270,32 @@ def test_a_corrupt_file_is_found_although_dvc_trusts_it(repo, doctor):
         follow(repo, line)
         assert model.read_bytes() == content and doctor("--verify") == []
     assert model.with_suffix(".safetensors.orig").read_bytes() != content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_corrupt_file_of_an_experiment_is_restored_in_its_commit(repo, tmp_path, remote):
+    """`dvc repro` in the workspace would restore nothing and report that all is up to date."""
+    copy = repo.copy(tmp_path / "repo")
+    copy.run("dvc", "exp", "run", "--temp", "-n", "wide", "-S", "z_dim=8")
+    commit = copy.experiment("wide")
+    if remote:
+        copy.run("dvc", "remote", "add", "--local", "-d", "away", str(tmp_path / "remote"))
+        move = "dvc checkout -q && dvc push -q && git checkout -q - && dvc checkout -q"
+        copy.run("bash", "-c", f"git checkout -q {commit} && {move}")
+    before = copy.state()
+    lock = parse_yaml(copy.run("git", "show", f"{commit}:dvc.lock"), "dvc.lock")["stages"]
+    (md5,) = (out["md5"] for out in lock["train"]["outs"] if out["path"] == "data/vae.safetensors")
+    cached = copy.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    content = cached.read_bytes()
+    flip_bit(cached)
+    assert "up to date" in copy.run("dvc", "status")
+    lines = copy.pipeline("doctor", "--verify", ok=False).splitlines()
+    (line,) = (line for line in lines if "corrupt" in line)
+    output = copy.run("bash", "-c", line.rpartition(": ")[2])
+    assert started(output) == ([] if remote else ["train"])
+    assert cached.read_bytes() == content and copy.state() == before
+    assert "corrupt" not in copy.pipeline("doctor", "--verify", ok=None)
 
 
 def flip_bit(path: Path) -> None:
