@@ -16,13 +16,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
-
 from pipeline.errors import NoResultsError, UserError
 from pipeline.params import parse_yaml, read_yaml
 from pipeline.paths import DVC_LOCK, EVALUATION, LOGGED
 from pipeline.runtime.cores import running_experiments
+from pipeline.runtime.dvc import open_repo
 from pipeline.runtime.files import home
 from pipeline.runtime.git import Experiment, blobs, experiments, git, head
 from pipeline.runtime.pending_run import PendingRun, pending_runs
@@ -77,7 +75,8 @@ def check_store(root: Path) -> Iterator[Problem]:
                 yield Problem(f"experiment {entry.name} has no MLflow run", LOG_ALL)
         # A clone in which nothing was executed needs no store.
         if store or pending_runs() or (root / LOGGED).exists():
-            yield from check_here(root, runs)
+            unlogged = list(check_here(root, runs))
+            yield from unlogged or check_ended(root, runs)
         if store:
             yield from check_runs(store, runs)
     except StoreError as error:
@@ -89,30 +88,28 @@ def check_store(root: Path) -> Iterator[Problem]:
 
 
 def check_here(root: Path, runs: list[Any]) -> Iterator[Problem]:
-    """Report HEAD, the workspace and ended trainings whose results no run has.
-
-    HEAD and the workspace only if their results are executed, and on this machine.
-    """
-    finished = [run.data.tags for run in runs if run.info.status == "FINISHED"]
-    complete = {tags.get("results.sha256") for tags in finished}
-    models = {tags.get("model.sha256") for tags in finished}
+    """Report HEAD and the workspace, if their results are executed and on this machine."""
+    finished = (run for run in runs if run.info.status == "FINISHED")
+    complete = {run.data.tags.get("results.sha256") for run in finished}
     for name, commit in (("HEAD", head(root)), ("workspace", None)):
         try:
             if name == "HEAD" and not is_cached(commit, root):
                 continue
             with executed_results(root, commit) as results:
-                found, model = results.results_sha256, results.model_sha256
+                if results.results_sha256 not in complete:
+                    yield Problem(f"{name} has no MLflow run", when_idle(LOG_ALL))
+                complete.add(results.results_sha256)  # reported once
         except NoResultsError:
-            continue
-        except (UserError, DvcException) as error:
+            pass
+        except UserError as error:
             yield Problem(f"{name}: {error}", f"repair it, then {LOG_ALL}")
-            continue
-        if found not in complete:
-            yield Problem(f"{name} has no MLflow run", when_idle(LOG_ALL))
-        complete.add(found)
-        models.add(model)
-    names = {entry.name for entry in experiments(root)}  # reported above
+
+
+def check_ended(root: Path, runs: list[Any]) -> Iterator[Problem]:
+    """Report trainings that have ended and whose results no run and no experiment has."""
+    names = {entry.name for entry in experiments(root)}  # reported by themselves
     executions = {run.data.tags.get("execution") for run in runs}  # FAILED, for example
+    models = {run.data.tags.get("model.sha256") for run in runs if run.info.status == "FINISHED"}
     for record in pending_runs():
         is_known = record.experiment in names or record.execution in executions
         if is_known or record.model_sha256 in {"", *models} or not record.has_ended():
@@ -128,7 +125,8 @@ def is_cached(commit: Experiment | None, root: Path) -> bool:
     if not lock:
         return False
     files = outputs(parse_yaml(lock.decode(), DVC_LOCK.name))
-    cache = Path(Repo(str(root)).cache.local.path)
+    with open_repo(root) as repo:
+        cache = Path(repo.cache.local.path)
     sums = [files.get(path, "missing") for path in CACHED]
     return all((cache / md5[:2] / md5[2:]).exists() for md5 in sums)
 
@@ -183,7 +181,13 @@ def check_files(root: Path) -> Iterator[Problem]:
     DVC trusts a read-only file in its cache, and a file whose time is unchanged. A file that is
     absent is no problem: DVC restores it or executes the stage.
     """
-    repo = Repo(str(root))
+    with open_repo(root) as repo:
+        yield from check_hashes(repo)
+
+
+def check_hashes(repo: Any) -> Iterator[Problem]:
+    """See `check_files`."""
+    root = Path(repo.root_dir)
     cache = Path(repo.cache.local.path)  # the md5 of each file is its name
     expected = {file: file.parent.name + file.stem for file in sorted(cache.glob("??/[0-9a-f]*"))}
     lock = outputs(read_yaml(root / DVC_LOCK)) if (root / DVC_LOCK).exists() else {}
@@ -204,7 +208,7 @@ def check_files(root: Path) -> Iterator[Problem]:
             yield Problem(f"{name} is not as in dvc.lock; to record it", when_idle("dvc commit -f"))
 
 
-def in_commit(md5: str, restore: str, repo: Repo) -> str:
+def in_commit(md5: str, restore: str, repo: Any) -> str:
     """The command that restores a file where an experiment or another commit uses it.
 
     In the workspace `dvc repro` restores nothing that dvc.lock does not name, and `dvc fetch

@@ -31,12 +31,18 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def open_repo(root: Path, subject: str = "dvc", **options: Any) -> Iterator[Any]:
-    """DVC's Repo in `root`. What DVC, its remote or the network raises becomes a UserError."""
+    """DVC's Repo in `root`. What the block raises is a UserError, in the words of DVC."""
     from dvc.repo import Repo  # noqa: PLC0415 (0.5 s)
 
+    with dvc_errors(subject), Repo(str(root), **options) as repo:
+        yield repo
+
+
+@contextmanager
+def dvc_errors(subject: str = "dvc") -> Iterator[None]:
+    """Turn what DVC, its remote or the network raises into a UserError."""
     try:
-        with Repo(str(root), **options) as repo:
-            yield repo
+        yield
     except UserError:
         raise
     except Exception as error:

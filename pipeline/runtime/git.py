@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import NoResultsError, UserError
+from pipeline.runtime.dvc import dvc_errors
 
 # Whatever the user has configured: files with the bytes of the commit, names in ASCII, and diffs
 # that `git apply` accepts in every folder of the repository.
@@ -174,17 +175,16 @@ def check_out(commit: str, cached: Iterable[Path], root: Path, folder: Path) -> 
 
     _extract(commit, root, folder)
     prefix = _prefix(root)
-    # Its paths begin at git's root; a project in a subfolder of that is a subrepo.
-    files = DVCFileSystem(str(root), rev=commit, subrepos=True)
-    for path in cached:
-        (folder / path.parent).mkdir(parents=True, exist_ok=True)
-        try:
-            files.get_file(prefix + path.as_posix(), str(folder / path))
-        except (FileNotFoundError, NoRemoteError) as error:
-            advice = "`dvc pull` or `dvc repro`"
-            raise NoResultsError(path, f"not on this machine; {advice}") from error
-        except Exception as error:  # of DVC, its remote, or the network
-            raise UserError("dvc", " ".join(str(error).split())) from error
+    with dvc_errors():
+        # Its paths begin at git's root; a project in a subfolder of that is a subrepo.
+        files = DVCFileSystem(str(root), rev=commit, subrepos=True)
+        for path in cached:
+            (folder / path.parent).mkdir(parents=True, exist_ok=True)
+            try:
+                files.get_file(prefix + path.as_posix(), str(folder / path))
+            except (FileNotFoundError, NoRemoteError) as error:
+                advice = "`dvc pull` or `dvc repro`"
+                raise NoResultsError(path, f"not on this machine; {advice}") from error
 
 
 def clone(root: Path, commit: str, diff: bytes, folder: Path) -> None:

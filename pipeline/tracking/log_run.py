@@ -27,9 +27,7 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
     or a commit, and belong to the run that has them.
     made: when the results were made, if not now (ms).
     """
-    record = find_pending(experiment=source.experiment, model_sha256=results.model_sha256)
-    if not record and not _is_complete(store.find("results.sha256", results.results_sha256)):
-        record = find_ended(results.model_sha256)
+    record = _record_of(store, results, source.experiment)
     # Otherwise the record is of an earlier training with the same model.
     if record and record.source and record.process == dvc_process():
         source = Source(**record.source)
@@ -57,6 +55,13 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
         if record:
             record.remove()
     return message
+
+
+def _record_of(store: Store, results: Results, experiment: str) -> PendingRun | None:
+    record = find_pending(experiment=experiment, model_sha256=results.model_sha256)
+    if record or _is_complete(store.find("results.sha256", results.results_sha256)):
+        return record
+    return find_ended(results.model_sha256)
 
 
 @contextmanager

@@ -182,6 +182,7 @@ PROCESS = """if True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", ["evaluate", pytest.param("log", marks=pytest.mark.slow)])
 def test_a_stage_that_is_interrupted_has_a_killed_run(loggable, stage, number):
@@ -208,6 +209,7 @@ def ended_process() -> int:
         return process.pid
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_continued_under_another_name(loggable, monkeypatch):
     """DVC invents one for each `dvc exp run` and restores the training from its run-cache."""
     monkeypatch.setattr(PATIENCE_IF_FAILED, 60)
