@@ -184,7 +184,7 @@ PROCESS = """if True:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["evaluate", pytest.param("log", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["evaluate", "log"])
 def test_a_stage_that_is_interrupted_has_a_killed_run(loggable, stage, number):
     """By Ctrl-C or SIGTERM. The same command continues the run."""
     params = Path("params.yaml")
