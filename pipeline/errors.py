@@ -15,7 +15,8 @@ UNFIT = 3  # exit status if the parameters cannot be trained with, whatever the 
 # In what Python, NumPy, PyTorch and CUDA raise: names of exceptions, or messages of RuntimeError.
 NO_MEMORY = r"MemoryError|out of memory|(allocate|enough) memory|ALLOC_FAILED|bad_alloc"
 
-GPU_FAILURE = r"AcceleratorError|(CUDA|cuDNN|HIP) error"
+# Not what an edited model may cause, such as an illegal memory access.
+GPU_FAILURE = r"(CUDA|HIP)( driver)? error: .*(launch failure|unknown|ECC|unavailable|lost|ready)"
 
 
 class UserError(Exception):
@@ -60,7 +61,8 @@ def run(main: Callable[[], object]) -> None:
     except Exception as error:
         if is_gpu_failure(error) and not is_out_of_memory(error):
             reason = str(error).partition("\n")[0]
-            print(f"the GPU failed ({reason}): the same command resumes", file=sys.stderr)
+            advice = "run the same command again, a training resumes"
+            print(f"the GPU failed ({reason}): {advice}", file=sys.stderr)
             sys.exit(UserError.status)
         if not is_out_of_memory(error):
             raise
@@ -82,20 +84,21 @@ def without_password(text: str, address: str) -> str:
     """Return `text` in one line without addresses, and without the password of `address`.
 
     Of a password with special characters, libraries take a part for the host or the port and report
-    it: no word of the password is left, in upper or lower case, percent-encoded or not.
+    it: no word of two or more letters is left, in upper or lower case, percent-encoded or not.
     """
     text = re.sub(r"\S*://\S*", "<address>", " ".join(unquote(text).split()))
     # scheme://user:password@host; a password that is not percent-encoded may contain :, / and @.
     credentials = address.partition("://")[2].rpartition("@")[0]
-    words = re.findall(r"\w+", unquote(credentials.partition(":")[2]))
-    if not words:
+    password = unquote(credentials.partition(":")[2])
+    parts = [re.escape(password), *re.findall(r"\w{2,}", password)]
+    if len(password) < 2:  # it would be in every word
         return text
-    return re.sub(rf"(?i)\b({'|'.join(words)})\b", "<password>", text)
+    return re.sub("|".join(parts), "<password>", text, flags=re.IGNORECASE)
 
 
 def is_gpu_failure(error: Exception) -> bool:
-    """Whether the GPU, its driver or its libraries failed, and not an assertion of a kernel."""
-    return bool(re.search(GPU_FAILURE, repr(error))) and "device-side assert" not in str(error)
+    """Whether the GPU or its driver failed, and not the code that it executes."""
+    return re.search(GPU_FAILURE, str(error)) is not None
 
 
 @contextmanager

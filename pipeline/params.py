@@ -96,9 +96,6 @@ def check_params(content: dict[str, Any], name: str) -> Params:
         if value != DEFAULTS[key] and given not in values:
             message = f"has no meaning with {other}: {given} (got {value!r})"
             raise UserError(f"{name}: {key}", message)
-    if params.beta == 0 and (params.warmup_epochs or params.free_bits):
-        key = "warmup_epochs" if params.warmup_epochs else "free_bits"
-        raise UserError(f"{name}: {key}", "has no meaning with beta: 0.0")
     if params.warmup_epochs >= params.num_epochs:
         message = f"must be less than num_epochs: {params.num_epochs} (got {params.warmup_epochs})"
         raise UserError(f"{name}: warmup_epochs", message)

@@ -161,16 +161,6 @@ def test_a_warm_up_as_long_as_the_training_is_refused(path):
     assert error.value.subject == "params.yaml: warmup_epochs"
 
 
-@pytest.mark.parametrize(("key", "value"), [("warmup_epochs", 2), ("free_bits", 1.0)])
-def test_what_shapes_the_weighted_kl_is_refused_if_its_weight_is_0(path, key, value):
-    set_params(path.parent, {"beta": 0.0})
-    assert load_params(path).beta == 0
-    set_params(path.parent, {key: value})
-    with pytest.raises(UserError, match="no meaning with beta: 0") as error:
-        load_params(path)
-    assert error.value.subject == f"params.yaml: {key}"
-
-
 def test_the_optimal_sigma_is_refused_where_it_is_not_optimal(path):
     set_params(path.parent, {"likelihood": "gaussian", "sigma": "optimal"})
     assert load_params(path).sigma == "optimal"

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import NoResultsError, UserError
-from pipeline.params import parse_yaml, read_yaml
-from pipeline.paths import DVC_LOCK, EVALUATION, LOGGED
+from pipeline.params import parse_yaml
+from pipeline.paths import DVC_LOCK, EVALUATION, LOGGED, MODEL
 from pipeline.runtime.cores import running_experiments
 from pipeline.runtime.dvc import open_repo
-from pipeline.runtime.files import home
+from pipeline.runtime.files import home, sha256_file
 from pipeline.runtime.git import Experiment, blobs, experiments, git, head
 from pipeline.runtime.pending_run import PendingRun, pending_runs
 from pipeline.tracking.address import REBUILD, TYPED, StoreError
@@ -75,8 +75,8 @@ def check_store(root: Path) -> Iterator[Problem]:
                 yield Problem(f"experiment {entry.name} has no MLflow run", LOG_ALL)
         # A clone in which nothing was executed needs no store.
         if store or pending_runs() or (root / LOGGED).exists():
-            unlogged = list(check_here(root, runs))
-            yield from unlogged or check_ended(root, runs)
+            yield from check_here(root, runs)
+            yield from check_ended(root, runs)
         if store:
             yield from check_runs(store, runs)
     except StoreError as error:
@@ -110,6 +110,8 @@ def check_ended(root: Path, runs: list[Any]) -> Iterator[Problem]:
     names = {entry.name for entry in experiments(root)}  # reported by themselves
     executions = {run.data.tags.get("execution") for run in runs}  # FAILED, for example
     models = {run.data.tags.get("model.sha256") for run in runs if run.info.status == "FINISHED"}
+    if (root / MODEL).exists():
+        models.add(sha256_file(root / MODEL))  # reported with HEAD or the workspace
     for record in pending_runs():
         is_known = record.experiment in names or record.execution in executions
         if is_known or record.model_sha256 in {"", *models} or not record.has_ended():
@@ -186,11 +188,12 @@ def check_files(root: Path) -> Iterator[Problem]:
 
 
 def check_hashes(repo: Any) -> Iterator[Problem]:
-    """See `check_files`."""
+    """Report the files whose content has another md5 than DVC recorded."""
     root = Path(repo.root_dir)
     cache = Path(repo.cache.local.path)  # the md5 of each file is its name
     expected = {file: file.parent.name + file.stem for file in sorted(cache.glob("??/[0-9a-f]*"))}
-    lock = outputs(read_yaml(root / DVC_LOCK)) if (root / DVC_LOCK).exists() else {}
+    text = (root / DVC_LOCK).read_text(encoding="utf-8") if (root / DVC_LOCK).exists() else ""
+    lock = outputs(parse_yaml(text or "stages: {}", DVC_LOCK.name))
     for file, md5 in (expected | {root / path: md5 for path, md5 in lock.items()}).items():
         content = file.read_bytes() if file.is_file() else None
         if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
@@ -199,7 +202,7 @@ def check_hashes(repo: Any) -> Iterator[Problem]:
         _, trusted = repo.state.get(str(file), repo.fs)  # None if the file is newer
         if file.is_relative_to(cache):
             restore = f"rm -f {name} && dvc repro"
-            if md5 not in lock.values():
+            if md5 not in text:
                 restore = in_commit(md5, restore, repo)
             yield Problem(f"{name} is corrupt", when_idle(restore))
         elif trusted and trusted.value == md5:  # git ignores *.orig
@@ -219,8 +222,8 @@ def in_commit(md5: str, restore: str, repo: Any) -> str:
     if not commits:
         return restore
     pull = " --pull" if repo.config["core"].get("remote") else ""
-    there = f"git checkout {commits[0]} && {restore}{pull} && git checkout - && dvc checkout"
-    return f"with all changes committed: {there}"
+    command = f"git checkout {commits[0]} && {restore}{pull} && git checkout -f - && dvc checkout"
+    return f"with all changes committed: {command}"
 
 
 def outputs(lock: Mapping[str, Any]) -> dict[Path, str]:

@@ -49,7 +49,11 @@ def read_own(folder: Path) -> Splits:
             raise UserError(files[0] if packed else folder, f"{requirement} (got {', '.join(got)})")
     classes, train, test = _split(arrays)
     if len(missing := np.setdiff1d(test[1].numpy(), train[1].numpy())):
-        message = f"no training image has label {classes[missing[0]]}, which a test image has"
+        label = classes[missing[0]]
+        if not packed:
+            label = sorted({path.relative_to(folder).parts[0] for path in files})[label]
+        advice = "add more, or choose test_images yourself (a file of arrays)"
+        message = f"only test images are of class {label}; {advice}"
         raise UserError(files[0] if packed else folder, message)
     if len(train[1].unique()) == 1:
         return {"train": (train[0], None), "test": (test[0], None)}

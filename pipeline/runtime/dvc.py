@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_out_of_memory
 
 # An orphan would write beside whoever executes the same thing next.
 CHILD = """import runpy, sys
+_, code, parent, module, *words = sys.argv
+sys.path.insert(0, code)  # not a package of the folder in which it runs
 from pipeline.errors import die_with_parent
-_, parent, module, *words = sys.argv
+sys.path.remove(code)
 die_with_parent(int(parent))
 sys.argv = [module, *words]
 runpy.run_module(module, run_name="__main__", alter_sys=True)"""
@@ -20,7 +22,8 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)"""
 
 def child(module: str, *words: str) -> list[str]:
     """The command of a child process that ends with this one: python -m MODULE WORDS."""
-    return [sys.executable, "-c", CHILD, str(os.getpid()), module, *words]
+    code = str(Path(__file__).parents[2])
+    return [sys.executable, "-c", CHILD, code, str(os.getpid()), module, *words]
 
 
 def environment() -> dict[str, str]:
@@ -31,7 +34,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def open_repo(root: Path, subject: str = "dvc", **options: Any) -> Iterator[Any]:
-    """DVC's Repo in `root`. What the block raises is a UserError, in the words of DVC."""
+    """DVC's Repo in `root`. What the block raises becomes a UserError."""
     from dvc.repo import Repo  # noqa: PLC0415 (0.5 s)
 
     with dvc_errors(subject), Repo(str(root), **options) as repo:
@@ -43,7 +46,8 @@ def dvc_errors(subject: str = "dvc") -> Iterator[None]:
     """Turn what DVC, its remote or the network raises into a UserError."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        raise UserError(subject, " ".join(str(error).split())) from error
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(subject, reason) from error

@@ -1,7 +1,7 @@
 """Stage `log`: upload what the other stages wrote to one MLflow run.
 
-Files are the truth: the run is found by its results and completed from the files. Logging again
-changes nothing. An unreachable store fails nothing, because DVC would discard the experiment.
+Files are the source of truth: the run is found by its results and completed from the files. Logging
+again changes nothing. An unreachable store fails nothing, because DVC would discard the experiment.
 """
 
 import sys

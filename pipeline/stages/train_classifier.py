@@ -23,8 +23,6 @@ def main() -> None:
 
     Without labels the file has no weights, and the report only its sha256.
     """
-    # It computes on the CPU, but PyTorch's Adam asks a GPU, and fails with it.
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     train, test = load_split(DATASET, "train"), load_split(DATASET, "test")
     if not train.has_labels:
         write_tensors(CLASSIFIER, {}, {"classifier": None})
@@ -59,4 +57,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # It computes on the CPU, but PyTorch's Adam would ask a GPU, and fail with it.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     run(main)

@@ -7,9 +7,10 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -139,12 +140,17 @@ def _new_store(root: Path) -> Store:
     if file and not file.exists():
         # Tables are created in another file: a kill leaves no incomplete database, and MLflow
         # crashes if several processes create those of one database, maybe from several clones.
-        new = file.with_name(f"{file.name}.{os.getpid()}.new")
-        new.unlink(missing_ok=True)
-        address.connect(address.sqlite_uri(make_url(uri), new)).search_experiments(max_results=1)
-        with suppress(FileExistsError):
+        new = file.with_name(f"{file.name}.{uuid4().hex}.new")
+        try:
+            created = address.connect(address.sqlite_uri(make_url(uri), new))
+            created.search_experiments(max_results=1)
             file.hardlink_to(new)
-        new.unlink()
+        except FileExistsError:
+            pass  # another clone was first
+        except OSError:
+            new.replace(file)  # on a disk without hard links
+        finally:
+            new.unlink(missing_ok=True)
     client = address.connect(uri)
     folder = file.parent if file else root
     # A server knows where its artifacts go.

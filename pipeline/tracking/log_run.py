@@ -45,6 +45,8 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
             run = run or store.client.create_run(store.experiment_id, made, tags, name)
             if record and record.experiment != source.experiment:
                 store.client.update_run(run.info.run_id, name=name)
+                for key in {"dvc.exp_name", "dvc.baseline"} & run.data.tags.keys() - tags.keys():
+                    store.client.delete_tag(run.info.run_id, key)
                 run = store.client.get_run(run.info.run_id)
             store.tag(run, tags, results.params.model_dump())
             left_out = upload.fill(store, run, results, artifact(source))

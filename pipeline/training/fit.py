@@ -40,7 +40,10 @@ Steps = Callable[[Tensor, Tensor, Tensor], ElboTerms]  # images [N, D], labels [
 
 
 def columns(objective: Objective, lr_schedule: str = "constant") -> list[str]:
-    """The columns of history.csv. A loss by other parameters than the default ones has its own."""
+    """The columns of history.csv.
+
+    The loss has one if the objective is not the default, the learning rate if it changes.
+    """
     trained = TERMS if objective == NEG_ELBO else (*TERMS, "loss")
     first = ["epoch"] if lr_schedule == "constant" else ["epoch", "lr"]
     return [*first, *(f"train/{term}" for term in trained), *(f"val/{term}" for term in TERMS)]

@@ -65,6 +65,9 @@ def test_other_code_is_another_configuration_unless_it_is_known_to_change_no_res
     assert members(compare(runs, "HEAD")) == {"HEAD": ["HEAD", "seed-1"]}
     runs += [run("again", code="z", seed=1), run("seed-2", code="z", seed=2)]
     assert members(compare(runs, "HEAD")) == {"HEAD": ["HEAD", "seed-1", "seed-2"]}
+    runs += [run("other", 1, code="w")]
+    grouped = members(compare(runs, "HEAD"))
+    assert grouped == {"HEAD": ["HEAD", "seed-1", "seed-2"], "other": ["other"]}
     runs = [run("HEAD"), run("beta-1", 1, code="y", seed=1)]
     assert members(compare(runs, "HEAD")) == {"HEAD": ["HEAD"], "beta-1": ["beta-1"]}
 

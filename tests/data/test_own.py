@@ -80,7 +80,7 @@ def test_a_class_of_which_only_a_test_image_is_drawn_is_refused():
     test, _ = read_own(OWN)["test"]
     labels[(test[0].numpy() == GRAY).all(axis=(1, 2)).argmax()] = 9
     np.savez(OWN / "x.npz", images=GRAY, labels=labels)
-    with pytest.raises(UserError, match="no training image has label 9"):
+    with pytest.raises(UserError, match="only test images are of class 9"):
         read_own(OWN)
 
 

@@ -89,13 +89,13 @@ def group(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _version(frame: pd.DataFrame) -> pd.Series:
     """Return the code of each run; versions that gave the same results have one name."""
-    unlike = frame.groupby(["params", "seed"])[["code", "results"]].transform("nunique") > 1
-    is_changed = unlike.all(axis=1).groupby(frame["params"]).transform("any")
-    version = frame["code"]
+    params, version = frame["params"], frame["code"]
     for _ in range(version.nunique()):  # through a chain of versions, too
         for equal in (["params", "seed", "results"], ["params", "code"]):
             version = version.groupby([frame[name] for name in equal]).transform("min")
-    return frame["code"].where(is_changed, version)
+    results = frame["results"].groupby([params, version, frame["seed"]]).transform("nunique")
+    is_unlike = (results > 1).groupby([params, version]).transform("any")
+    return frame["code"].where(is_unlike, version)
 
 
 def differing_params(frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
@@ -18,7 +19,9 @@ from pipeline.runtime.dvc import open_repo
 from pipeline.runtime.git import Experiment
 
 FILES = (DVC_LOCK, EVALUATION, CLASSIFIER_REPORT)
-UNREADABLE = (UserError, OSError, ValueError, LookupError, TypeError, AttributeError)
+UNREADABLE = (
+    UserError, OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException,
+)  # fmt: skip
 
 Blobs = dict[tuple[str, Path], bytes]
 

@@ -52,8 +52,8 @@ class Graphs:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             # Libraries set themselves up at the first batch of a size, which cannot be recorded.
-            few = self._batch_size + len(inputs[0]) % self._batch_size
-            self._steps(*(tensor[:few] for tensor in inputs))
+            count = self._batch_size + len(inputs[0]) % self._batch_size
+            self._steps(*(tensor[:count] for tensor in inputs))
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=stream):
