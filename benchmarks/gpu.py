@@ -162,7 +162,7 @@ def count_kernels(device: torch.device, num_epochs: int) -> dict[str, Any]:
     command = [sys.executable, "-c", KERNELS]
     options = {"cwd": ROOT, "env": SHARED, "stdout": subprocess.PIPE, "text": True}
     done = subprocess.run(command, timeout=LIMIT, check=True, **options)
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def print_kernels() -> None:

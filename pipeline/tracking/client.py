@@ -144,11 +144,12 @@ def _new_store(root: Path) -> Store:
         try:
             created = address.connect(address.sqlite_uri(make_url(uri), new))
             created.search_experiments(max_results=1)
-            file.hardlink_to(new)
-        except FileExistsError:
-            pass  # another clone was first
-        except OSError:
-            new.replace(file)  # on a disk without hard links
+            try:
+                file.hardlink_to(new)
+            except FileExistsError:
+                pass  # another clone was first
+            except OSError:
+                new.replace(file)  # on a disk without hard links
         finally:
             new.unlink(missing_ok=True)
     client = address.connect(uri)
