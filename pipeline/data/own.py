@@ -42,19 +42,15 @@ def read_own(folder: Path) -> Splits:
         advice = "with --temp or in a queue, `dvc add` them first"
         raise UserError(folder, f"has no images: put pictures or one .npz file there; {advice}")
     packed = [path for path in files if path.suffix in (".npy", ".npz")]
+    source = files[0] if packed else folder
     arrays = _read_arrays(packed[0], files) if packed else _read_pictures(folder, files)
-    for holds, requirement in _requirements(arrays):
-        if not holds:
-            got = (f"{name} {array.dtype} {list(array.shape)}" for name, array in arrays.items())
-            raise UserError(files[0] if packed else folder, f"{requirement} (got {', '.join(got)})")
+    _require_valid(arrays, source)
     classes, train, test = _split(arrays)
     if len(missing := np.setdiff1d(test[1].numpy(), train[1].numpy())):
         label = classes[missing[0]]
-        if not packed:
-            label = sorted({path.relative_to(folder).parts[0] for path in files})[label]
+        name = label if packed else sorted({_folder_name(path, folder) for path in files})[label]
         advice = "add more, or choose test_images yourself (a file of arrays)"
-        message = f"only test images are of class {label}; {advice}"
-        raise UserError(files[0] if packed else folder, message)
+        raise UserError(source, f"only test images are of class {name}; {advice}")
     if len(train[1].unique()) == 1:
         return {"train": (train[0], None), "test": (test[0], None)}
     return {"train": train, "test": test}
@@ -81,10 +77,15 @@ def _read_pictures(folder: Path, files: list[Path]) -> Arrays:
         if picture.shape != pictures[0].shape:
             sizes = "{} x {}, not {} x {}".format(*picture.shape, *pictures[0].shape)
             raise UserError(path, f"has another size than {files[0].name}: {sizes}")
-    names = ["/".join(path.relative_to(folder).parts[:-1][:1]) for path in files]
+    names = [_folder_name(path, folder) for path in files]
     if "" in names and any(names):
         raise UserError(folder, "has pictures in subfolders, whose names are labels, and others")
     return {"images": np.stack(pictures), "labels": np.unique(names, return_inverse=True)[1]}
+
+
+def _folder_name(path: Path, folder: Path) -> str:
+    """Of the subfolder, or "" without one."""
+    return "".join(path.relative_to(folder).parts[:-1][:1])
 
 
 def _read_picture(path: Path) -> Array:
@@ -96,6 +97,13 @@ def _read_picture(path: Path) -> Array:
     if mode not in ("1", "L"):
         raise UserError(path, f"must have one channel of 8 bits, mode L (got mode {mode})")
     return pixels
+
+
+def _require_valid(arrays: Arrays, source: Path) -> None:
+    for holds, requirement in _requirements(arrays):
+        if not holds:
+            got = (f"{name} {array.dtype} {list(array.shape)}" for name, array in arrays.items())
+            raise UserError(source, f"{requirement} (got {', '.join(got)})")
 
 
 def _requirements(arrays: Arrays) -> Iterator[tuple[bool, str]]:

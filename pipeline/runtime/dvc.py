@@ -2,12 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, is_out_of_memory
+from pipeline.params import parse_yaml
+from pipeline.paths import DVC_LOCK
 
 # An orphan would write beside whoever executes the same thing next.
 CHILD = """import runpy, sys
@@ -51,3 +53,18 @@ def dvc_errors(subject: str = "dvc") -> Iterator[None]:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(subject, reason) from error
+
+
+def outputs(lock: Mapping[str, Any]) -> dict[Path, str]:
+    """The outputs that a dvc.lock names and their md5, without folders (they are in git)."""
+    outs = [out for stage in lock.get("stages", {}).values() for out in stage.get("outs", [])]
+    return {Path(out["path"]): out["md5"] for out in outs if not out["md5"].endswith(".dir")}
+
+
+def not_cached(paths: Iterable[Path], lock: str, root: Path) -> list[Path]:
+    """Those of the outputs that DVC's cache does not have as the dvc.lock names them."""
+    md5 = outputs(parse_yaml(lock, DVC_LOCK.name))
+    with open_repo(root) as repo:
+        cache = repo.cache.local
+        cached = {path for path in md5 if Path(cache.oid_to_path(md5[path])).is_file()}
+    return [path for path in paths if path not in cached]

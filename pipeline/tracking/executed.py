@@ -56,14 +56,19 @@ def _changed(repo: Any) -> set[str]:
     """What differs from dvc.lock: parameters, code, stages, outputs."""
     found = repo.stage.load_all(f"{repo.root_dir}/{DVC_YAML}")
     stages = [stage for stage in found if stage.name != "log"]
+    changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}
+    for difference in _differences(stages):
+        changed.update(pd.json_normalize(difference, sep=": "))  # params.yaml: KEY
+    return changed
+
+
+def _differences(stages: list[Any]) -> Iterator[dict[str, Any]]:
     outs = [out for stage in stages for out in stage.outs]
     cached = {out.fs_path: out.hash_info for out in outs if out.use_cache}
     # Whatever is in data/own now, `download` has read it.
     deps = [dep for stage in stages for dep in stage.deps if dep.def_path != OWN.as_posix()]
-    changed = {f"dvc.yaml: {stage.name}" for stage in stages if stage.cmd_changed}
     for item in [*outs, *deps]:
-        status = item.workspace_status()
-        is_absent = "deleted" in status.values()
+        difference = item.workspace_status()
+        is_absent = "deleted" in difference.values()
         if not (is_absent and item.hash_info == cached.get(item.fs_path)):
-            changed.update(pd.json_normalize(status, sep=": "))  # params.yaml: KEY
-    return changed
+            yield difference

@@ -50,15 +50,22 @@ def follow(record: PendingRun) -> None:
             if wait == POLL:
                 report(f"{error}; training continues, and `log` will upload the missing data")
             stream, wait = None, PAUSE
-    # Nothing is begun now that `log` would do as well. It closes the run of a finished training,
-    # unless it or the evaluation was interrupted: then there is a model.
     with suppress(UserError):
-        if end == "FAILED" or record.model_sha256:
-            stream = stream or begin(record)
-        if stream and end != "FINISHED":  # first: what is sent below may fail, or take too long
-            stream.store.close(stream.run.info.run_id, end)
-        if stream:
-            stream.send()
+        finish(record, stream, end)
+
+
+def finish(record: PendingRun, stream: "Stream | None", end: str) -> None:
+    """Send what is left of a training that has ended, and close the run if it has failed.
+
+    Nothing is begun now that `log` would do as well. It closes the run of a finished training,
+    unless it or the evaluation was interrupted: then there is a model.
+    """
+    if end == "FAILED" or record.model_sha256:
+        stream = stream or begin(record)
+    if stream and end != "FINISHED":  # first: what is sent below may fail, or take too long
+        stream.store.close(stream.run.info.run_id, end)
+    if stream:
+        stream.send()
 
 
 def wait_for_end(seconds: float) -> str:

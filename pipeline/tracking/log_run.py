@@ -38,17 +38,7 @@ def log_run(store: Store, results: Results, source: Source, made: int | None = N
             left_out = [] if whole else upload.fill(store, run, results, artifact(source))
             message = _link(store, run, source.experiment)
         else:
-            tags = _tags(results, source, record)
-            if run and not record and experiments_of(run):  # the first of them computed it
-                tags["dvc.exp_name"] = _names(run, source.experiment)
-            name = run_note.name_of(source, results.params)
-            run = run or store.client.create_run(store.experiment_id, made, tags, name)
-            if record and record.experiment != source.experiment:
-                store.client.update_run(run.info.run_id, name=name)
-                for key in {"dvc.exp_name", "dvc.baseline"} & run.data.tags.keys() - tags.keys():
-                    store.client.delete_tag(run.info.run_id, key)
-                run = store.client.get_run(run.info.run_id)
-            store.tag(run, tags, results.params.model_dump())
+            run = _describe(store, run, results, source, record, made=made)
             left_out = upload.fill(store, run, results, artifact(source))
             store.close(run.info.run_id, "FINISHED", made)  # set last: FINISHED means complete
             message = f"MLflow run {run.info.run_name}: {store.url(run)}"
@@ -89,6 +79,25 @@ def _find(store: Store, results: Results, record: PendingRun | None) -> Run | No
         if not run or run.data.tags.get("results.sha256") in (None, results.results_sha256):
             return run
     return store.find("results.sha256", results.results_sha256)
+
+
+def _describe(
+    store: Store, run: Run | None, results: Results, source: Source, record: PendingRun | None, *,
+    made: int | None,
+) -> Run:  # fmt: skip
+    """Give the run, or a new one, the name, the tags and the parameters of the results."""
+    tags = _tags(results, source, record)
+    if run and not record and experiments_of(run):  # the first of them computed it
+        tags["dvc.exp_name"] = _names(run, source.experiment)
+    name = run_note.name_of(source, results.params)
+    run = run or store.client.create_run(store.experiment_id, made, tags, name)
+    if record and record.experiment != source.experiment:
+        store.client.update_run(run.info.run_id, name=name)
+        for key in {"dvc.exp_name", "dvc.baseline"} & run.data.tags.keys() - tags.keys():
+            store.client.delete_tag(run.info.run_id, key)
+        run = store.client.get_run(run.info.run_id)
+    store.tag(run, tags, results.params.model_dump())
+    return run
 
 
 def _link(store: Store, run: Run, experiment: str) -> str:

@@ -44,9 +44,8 @@ def fill(store: Store, run: Run, results: Results, diff: bytes) -> list[str]:
     """
     client, run_id, start = store.client, run.info.run_id, run.info.start_time
     left_out: list[str] = []
-    # Standard errors would get charts of their own in the UI.
-    keys = [key for key in results.metrics if not key.endswith("_se")]
-    metrics = [Metric(key, results.metrics[key], start, 0) for key in keys]
+    values = uploaded(results.metrics)
+    metrics = [Metric(key, value, start, 0) for key, value in values.items()]
     # If the training was not followed its times are unknown: any will do that is always the same.
     points = [*history_points(results.history, start), *metrics]
     add_points(store, run, points, points_of(store, run))
@@ -63,9 +62,14 @@ def fill(store: Store, run: Run, results: Results, diff: bytes) -> list[str]:
                 client.log_artifacts(run_id, scratch)
         if model_id := _add_model(store, run, results, left_out):
             # The same points once more, now as those of the model; MLflow stores a point once.
-            of_model = [Metric(key, results.metrics[key], start, 0, model_id) for key in keys]
+            of_model = [Metric(key, values[key], start, 0, model_id) for key in values]
             add_points(store, run, of_model, set())
     return left_out
+
+
+def uploaded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without standard errors, which would get charts of their own in the UI."""
+    return {key: value for key, value in metrics.items() if not key.endswith("_se")}
 
 
 def points_of(store: Store, run: Run) -> set[Point]:

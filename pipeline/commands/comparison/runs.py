@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.params import DEFAULTS, parse_yaml
 from pipeline.paths import CLASSIFIER_REPORT, DVC_LOCK, EVALUATION, MODEL, PER_IMAGE
 from pipeline.runtime import git
-from pipeline.runtime.dvc import open_repo
+from pipeline.runtime.dvc import open_repo, outputs
 from pipeline.runtime.git import Experiment
 
 FILES = (DVC_LOCK, EVALUATION, CLASSIFIER_REPORT)
@@ -63,28 +63,28 @@ def read_runs(chosen: Mapping[str, Experiment], root: Path) -> list[Run]:
         lock, *reports = (blobs.get((run.experiment.commit, path), b"{}") for path in FILES)
         try:
             outs = _read_lock(run, lock)
-            run.model = Path(cache.oid_to_path(outs[MODEL.as_posix()]))
+            run.model = Path(cache.oid_to_path(outs[MODEL]))
             evaluation, classifier = map(json.loads, reports)
             run.metrics = evaluation.get("test", {})
             run.classifier = classifier.get("classifier", {})
-            _read_per_image(run, Path(cache.oid_to_path(outs[PER_IMAGE.as_posix()])))
+            _read_per_image(run, Path(cache.oid_to_path(outs[PER_IMAGE])))
         except UNREADABLE as error:
             run.notes.append(f"incomplete: {error}")
     return runs
 
 
-def _read_lock(run: Run, content: bytes) -> dict[str, str]:
+def _read_lock(run: Run, content: bytes) -> dict[Path, str]:
     """Read what was executed, whatever params.yaml contains by now. Returns path -> md5 of outs."""
-    stages = parse_yaml(content.decode(), DVC_LOCK.name).get("stages", {})
-    outs: dict[str, str] = {}
+    lock = parse_yaml(content.decode(), DVC_LOCK.name)
+    stages = lock.get("stages", {})
+    outs = outputs(lock)
     deps: dict[str, str] = {}
     run.params = dict(DEFAULTS)
     for name in sorted({"download", "train", "evaluate"} & stages.keys()):
         run.params |= stages[name].get("params", {}).get("params.yaml", {})
-        outs |= {item["path"]: item["md5"] for item in stages[name]["outs"]}
         deps |= {item["path"]: item["md5"] for item in stages[name]["deps"]}
     run.code = {path: md5 for path, md5 in deps.items() if path.startswith("pipeline/")}
-    model = outs.get(MODEL.as_posix())
+    model = outs.get(MODEL)
     if model is None or deps.get(MODEL.as_posix()) != model:
         raise UserError(DVC_LOCK, "no evaluation of the trained model; run `dvc repro`")
     return outs

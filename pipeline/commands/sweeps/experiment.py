@@ -19,7 +19,7 @@ import pandas as pd
 from pipeline.errors import UNFIT, UserError
 from pipeline.params import Params, check_params, parse_yaml
 from pipeline.paths import CLASSIFIER, DATASET, DVC_LOCK, HISTORY, MODEL, PARAMS, PER_IMAGE
-from pipeline.runtime.dvc import child, environment, open_repo
+from pipeline.runtime.dvc import child, environment, not_cached, open_repo
 from pipeline.runtime.git import git, git_bytes
 
 DATA = (DATASET, CLASSIFIER)  # of all experiments
@@ -173,15 +173,9 @@ def require_data(clone: Clone) -> None:
 
 def require_cached(paths: Iterable[Path], lock: str, root: Path) -> None:
     """Raise UserError about the first that is not in DVC's cache as the dvc.lock names it."""
-    stages = parse_yaml(lock, DVC_LOCK.name).get("stages", {})
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-    md5 = {Path(out["path"]): out["md5"] for out in outs}
-    with open_repo(root) as repo:
-        cache = repo.cache.local
-        for path in paths:
-            if path not in md5 or not Path(cache.oid_to_path(md5[path])).is_file():
-                advice = "`dvc pull`, or `dvc push` where it was made, or `dvc repro` and commit"
-                raise UserError(path, f"is not in DVC's cache; {advice}")
+    for path in not_cached(paths, lock, root):
+        advice = "`dvc pull`, or `dvc push` where it was made, or `dvc repro` and commit"
+        raise UserError(path, f"is not in DVC's cache; {advice}")
 
 
 def execute(name: str, params: Mapping[str, Any], root: Path) -> str:

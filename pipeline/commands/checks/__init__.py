@@ -1,0 +1,1 @@
+"""What the doctor examines: the MLflow store, and the files that DVC recorded."""
