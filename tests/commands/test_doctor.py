@@ -17,6 +17,7 @@ from helpers.repo import Repo, started
 from mlflow.entities import Run
 
 from pipeline.commands import doctor as command
+from pipeline.commands.checks.problem import when_idle
 from pipeline.params import parse_yaml
 from pipeline.runtime import pending_run
 from pipeline.runtime.pending_run import PendingRun
@@ -243,9 +244,9 @@ def test_no_command_takes_a_file_away_from_an_experiment(repo, left, ended, doct
         path.write_bytes(content)
         assert re.search("when no experiment is running: (mv mlflow|dvc commit)", line)
     left(ended)
-    assert command.when_idle("x") == "x"
+    assert when_idle("x") == "x"
     with FileLock(".dvc/tmp/computing/cores/000.lock"):
-        assert command.when_idle("x") == "when no experiment is running: x"
+        assert when_idle("x") == "when no experiment is running: x"
 
 
 def test_a_run_without_its_artifacts_is_completed(repo, doctor):
