@@ -12,6 +12,8 @@ from pathlib import Path
 
 # One thread per test process: spinning threads of several trainings slow each other down.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Stages would compile the project's modules at every start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # With CI set, pytest prints whole diffs; for two different binary files that takes hours.
 os.environ.pop("CI", None)
 

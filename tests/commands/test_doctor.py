@@ -273,12 +273,18 @@ def test_a_corrupt_file_is_found_although_dvc_trusts_it(repo, doctor):
     assert model.with_suffix(".safetensors.orig").read_bytes() != content
 
 
+@pytest.fixture(scope="module")
+def copy(repo, tmp_path_factory) -> Repo:
+    """With an experiment."""
+    copy = repo.copy(tmp_path_factory.mktemp("copy") / "repo")
+    copy.run("dvc", "exp", "run", "--temp", "-n", "wide", "-S", "z_dim=8")
+    return copy
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_corrupt_file_of_an_experiment_is_restored_in_its_commit(repo, tmp_path, remote):
+def test_a_corrupt_file_of_an_experiment_is_restored_in_its_commit(copy, tmp_path, remote):
     """`dvc repro` in the workspace would restore nothing and report that all is up to date."""
-    copy = repo.copy(tmp_path / "repo")
-    copy.run("dvc", "exp", "run", "--temp", "-n", "wide", "-S", "z_dim=8")
     commit = copy.experiment("wide")
     if remote:
         copy.run("dvc", "remote", "add", "--local", "-d", "away", str(tmp_path / "remote"))
