@@ -8,8 +8,8 @@ from helpers.repo import Repo, started
 
 pytestmark = pytest.mark.slow
 
-QUEUED = {"narrow": "z_dim=2", "tanh": "activation=tanh", "invalid": "z_dim=0"}
-EXPERIMENTS = {"narrow", "tanh", "temp", "here"}  # with runs of their own
+QUEUED = {"grid": "learning_rate=1e-5,1e-2", "invalid": "z_dim=0"}
+EXPERIMENTS = {"grid-1", "grid-2", "temp", "here"}  # with runs of their own
 REPRO = "z4-h32x1-relu-lr0.001-e3-s0"
 
 
@@ -23,7 +23,7 @@ def repo(repro_repo, tmp_path_factory) -> Repo:
     assert status.count("Success") == 2 and status.count("Failed") == 1, status
     assert "params.yaml: z_dim: " in repo.run("dvc", "queue", "logs", "invalid")
     repo.run("dvc", "exp", "run", "--temp", "-n", "temp", "-S", "seed=1")
-    again = repo.run("dvc", "exp", "run", "--temp", "-n", "again", "-S", QUEUED["narrow"])
+    again = repo.run("dvc", "exp", "run", "--temp", "-n", "again", "-S", "learning_rate=1e-5")
     assert started(again) == ["log"], "DVC's run-cache has the rest"
     repo.run("dvc", "exp", "run", "-n", "here", "-S", "seed=2")
     return repo
@@ -36,11 +36,13 @@ def test_each_experiment_has_one_complete_run(repo):
         assert_whole(repo, run, repo.experiment(name))
         assert run.data.tags["dvc.baseline"] == repo.run("git", "rev-parse", "HEAD").strip()
         assert run.data.tags["dvc.restore"].endswith(" && git apply git.diff && dvc repro")
+    rates = [runs[name].data.params["learning_rate"] for name in ("grid-1", "grid-2")]
+    assert rates == ["1e-05", "0.01"]
     assert len({run.data.tags["fingerprint"] for run in runs.values()}) == len(EXPERIMENTS)
 
 
 def test_an_experiment_from_the_run_cache_is_linked_to_the_run_that_computed_it(repo):
-    assert repo.runs()["narrow"].data.tags["dvc.exp_name"] == "narrow, again"
+    assert repo.runs()["grid-1"].data.tags["dvc.exp_name"] == "grid-1, again"
 
 
 def test_logging_everything_again_changes_nothing(repo):
@@ -65,7 +67,7 @@ def test_a_forced_execution_has_a_run_of_its_own_with_equal_results(repo):
 def test_an_experiment_that_is_applied_and_committed_keeps_its_run(repo):
     before = set(repo.runs())
     repo.run("git", "checkout", "-q", ".")
-    repo.run("dvc", "exp", "apply", "tanh")
+    repo.run("dvc", "exp", "apply", "grid-2")
     assert "train" not in started(repo.run("dvc", "repro"))
     repo.commit()
     repo.pipeline("log-all")
@@ -80,4 +82,4 @@ def test_a_lost_store_is_rebuilt_from_dvc(repo):
     assert set(runs) >= EXPERIMENTS
     for name in EXPERIMENTS:
         assert_whole(repo, runs[name], repo.experiment(name))
-    assert runs["narrow"].data.tags["dvc.exp_name"] == "narrow, again"
+    assert runs["grid-1"].data.tags["dvc.exp_name"] == "grid-1, again"

@@ -25,6 +25,9 @@ def repo(small_mnist, tmp_path_factory) -> Repo:
 
 def test_the_images_are_not_committed_and_an_experiment_elsewhere_reports_it(repo):
     assert repo.run("git", "ls-files", "data").split() == ["data/own/.gitignore"]
+    repo.run("dvc", "exp", "run", "-n", "here", "-S", "z_dim=2")
+    repo.run("git", "checkout", "-q", ".")
+    repo.run("dvc", "checkout", "-q")
     output = repo.run("dvc", "exp", "run", "--temp", "-S", "z_dim=3", ok=False)
     assert "data/own: has no images: " in output
 

@@ -175,8 +175,10 @@ def test_the_project_may_be_a_subfolder_of_a_repository(repro_repo, tmp_path):
     with (repo.root / "pipeline/model/objective.py").open("a") as file:
         file.write("# edited\n")
     repo.run("dvc", "exp", "run", "--temp", "-n", "temp", "-S", "z_dim=2")
+    repo.run("dvc", "exp", "run", "-n", "here", "-S", "z_dim=3")
     repo.run("git", "checkout", "-q", ".")
     assert "\n+z_dim: 2 " in repo.runs()["temp"].data.tags["mlflow.note.content"]
+    assert repo.runs()["here"].data.params["z_dim"] == "3"
     shutil.rmtree(repo.root / "mlartifacts")
     repo.pipeline("log-all")
     assert repo.pipeline("doctor") == "doctor: no problems\n"
